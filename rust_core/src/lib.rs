@@ -1,0 +1,17 @@
+//! The core of tiermem: emulated storage-class memory and an exact tiered embedding store.
+//!
+//! No Python in here. Modules depend downwards only:
+//! `store > embedding > tier > cache | device > backend > stats > error units clock rng`.
+
+pub mod backend;
+pub mod cache;
+pub mod clock;
+pub mod device;
+pub mod error;
+pub mod rng;
+pub mod stats;
+#[cfg(any(test, feature = "test-utils"))]
+pub mod testkit;
+pub mod units;
+
+pub use error::{Error, ErrorKind, Result};

@@ -1,0 +1,102 @@
+//! Latency histograms with a fixed relative error.
+
+use hdrhistogram::Histogram;
+
+/// Highest latency that is told apart; above it, counts saturate into the last bucket.
+const LATENCY_NS_MAX: u64 = 100_000_000_000;
+/// Three significant digits: a percentile is at most 0.1 % off.
+const SIGNIFICANT_DIGITS: u8 = 3;
+
+/// A high-dynamic-range histogram of nanoseconds.
+#[derive(Debug, Clone)]
+pub struct LatencyHistogram {
+    inner: Histogram<u64>,
+    sum_ns: u128,
+}
+
+/// Percentiles of one histogram, in nanoseconds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct LatencySummary {
+    /// Number of values.
+    pub count: u64,
+    /// Mean, rounded down; exact, not from buckets.
+    pub mean_ns: u64,
+    /// Median.
+    pub p50_ns: u64,
+    /// 95th percentile.
+    pub p95_ns: u64,
+    /// 99th percentile.
+    pub p99_ns: u64,
+    /// 99.9th percentile.
+    pub p999_ns: u64,
+    /// Largest value (bucket of).
+    pub max_ns: u64,
+}
+
+impl Default for LatencyHistogram {
+    fn default() -> Self {
+        let inner = Histogram::new_with_max(LATENCY_NS_MAX, SIGNIFICANT_DIGITS)
+            .expect("the bounds are constants that the library accepts");
+        Self { inner, sum_ns: 0 }
+    }
+}
+
+impl LatencyHistogram {
+    /// Adds one value.
+    #[inline]
+    pub fn record(&mut self, latency_ns: u64) {
+        self.inner.saturating_record(latency_ns);
+        self.sum_ns += u128::from(latency_ns);
+    }
+
+    /// Percentiles of all values so far.
+    pub fn summary(&self) -> LatencySummary {
+        let count = self.inner.len();
+        if count == 0 {
+            return LatencySummary::default();
+        }
+        LatencySummary {
+            count,
+            mean_ns: (self.sum_ns / u128::from(count)) as u64,
+            p50_ns: self.inner.value_at_quantile(0.5),
+            p95_ns: self.inner.value_at_quantile(0.95),
+            p99_ns: self.inner.value_at_quantile(0.99),
+            p999_ns: self.inner.value_at_quantile(0.999),
+            max_ns: self.inner.max(),
+        }
+    }
+
+    /// Points `(latency_ns, share of values at or below)` of the distribution, for a plot.
+    pub fn cdf(&self) -> Vec<(u64, f64)> {
+        let total = self.inner.len() as f64;
+        let mut seen = 0u64;
+        self.inner
+            .iter_recorded()
+            .map(|step| {
+                seen += step.count_at_value();
+                (step.value_iterated_to(), seen as f64 / total)
+            })
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn percentiles_are_within_a_tenth_of_a_percent() {
+        let mut histogram = LatencyHistogram::default();
+        for value in 1..=100_000u64 {
+            histogram.record(value);
+        }
+        let summary = histogram.summary();
+        assert_eq!(summary.count, 100_000);
+        assert_eq!(summary.mean_ns, 50_000);
+        for (found, exact) in [(summary.p50_ns, 50_000.0), (summary.p99_ns, 99_000.0)] {
+            assert!((found as f64 / exact - 1.0).abs() < 1e-3, "{found} against {exact}");
+        }
+        let cdf = histogram.cdf();
+        assert!((cdf.last().unwrap().1 - 1.0).abs() < 1e-12);
+    }
+}
