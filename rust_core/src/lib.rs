@@ -7,11 +7,14 @@ pub mod backend;
 pub mod cache;
 pub mod clock;
 pub mod device;
+pub mod embedding;
 pub mod error;
 pub mod rng;
 pub mod stats;
+pub mod store;
 #[cfg(any(test, feature = "test-utils"))]
 pub mod testkit;
+pub mod tier;
 pub mod units;
 
 pub use error::{Error, ErrorKind, Result};

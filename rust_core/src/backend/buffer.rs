@@ -11,6 +11,9 @@ pub struct AlignedBuffer {
     nbytes: usize,
 }
 
+#[repr(align(4096))]
+struct Page;
+
 // SAFETY: the buffer is the only owner of its allocation, and shared access is read-only.
 unsafe impl Send for AlignedBuffer {}
 // SAFETY: as above; `&AlignedBuffer` gives only `&[u8]`.
@@ -23,7 +26,8 @@ impl AlignedBuffer {
     /// `nbytes` zero bytes.
     pub fn zeroed(nbytes: usize) -> Self {
         if nbytes == 0 {
-            return Self { start: NonNull::dangling(), nbytes };
+            // Aligned as well, since the empty float view needs it.
+            return Self { start: NonNull::<Page>::dangling().cast(), nbytes };
         }
         let layout = Self::layout(nbytes);
         // SAFETY: the layout has a size above zero.
@@ -105,6 +109,7 @@ mod tests {
         buffer.as_f32_mut()[1] = 1.0;
         assert_eq!(&buffer[4..8], &1.0f32.to_le_bytes());
         assert_eq!(f32_as_bytes(&buffer.as_f32()[1..2]), &1.0f32.to_le_bytes());
-        assert!(AlignedBuffer::zeroed(0).is_empty());
+        let mut empty = AlignedBuffer::zeroed(0);
+        assert!(empty.is_empty() && empty.as_f32_mut().is_empty());
     }
 }

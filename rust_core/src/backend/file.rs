@@ -14,7 +14,8 @@ use crate::error::{Error, ErrorKind, Result};
 pub(super) const DIRECT_ALIGNMENT_BYTES: usize = 4096;
 
 /// Whether to bypass the page cache.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum DirectIo {
     /// `O_DIRECT` where the filesystem takes it; otherwise buffered, and the record says why.
     Auto,
@@ -22,6 +23,12 @@ pub enum DirectIo {
     Require,
     /// Through the page cache.
     Off,
+}
+
+impl DirectIo {
+    pub(super) fn auto() -> Self {
+        Self::Auto
+    }
 }
 
 /// An open scratch file and how it was opened.
@@ -116,6 +123,14 @@ impl FileBackend {
 }
 
 impl ScratchFile {
+    /// Notes why the preferred engine does not run.
+    pub(super) fn because(mut self, reason: &Error) -> Self {
+        let before = std::mem::take(&mut self.fallback_reason);
+        let separator = if before.is_empty() { "" } else { "; " };
+        self.fallback_reason = format!("{reason}{separator}{before}");
+        self
+    }
+
     pub(super) fn alignment_bytes(&self) -> usize {
         if self.direct { DIRECT_ALIGNMENT_BYTES } else { 1 }
     }

@@ -2,12 +2,14 @@
 
 mod buffer;
 mod file;
+mod open;
 mod phantom;
 mod ram;
 mod uring;
 
 pub use buffer::{AlignedBuffer, f32_as_bytes, f32_as_bytes_mut};
 pub use file::{DirectIo, FileBackend, ScratchFile, free_bytes, scratch_file};
+pub use open::{BackendConfig, Engine, open_backend};
 pub use phantom::PhantomBackend;
 pub use ram::RamBackend;
 pub use uring::{UringBackend, probe_io_uring};

@@ -135,12 +135,7 @@ impl EmulatedDevice {
         let mut spec = spec;
         spec.queue_depth = queue_depth;
         let timed = if spec.kind == DeviceKind::Block { vec![(spec.clone(), queue_depth as usize)] } else { Vec::new() };
-        let byte_form = DeviceSnapshot {
-            counters: DeviceCounters::default(),
-            read_latency: LatencyHistogram::default(),
-            write_latency: LatencyHistogram::default(),
-        };
-        let state = DeviceState { schedule: Schedule::new(timed, seed), byte_form, lateness: Lateness::default() };
+        let state = DeviceState { schedule: Schedule::new(timed, seed), byte_form: DeviceSnapshot::default(), lateness: Lateness::default() };
         Ok(Self { spec, queue_depth: queue_depth as usize, backend, clock, state: Mutex::new(state) })
     }
 

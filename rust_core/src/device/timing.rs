@@ -101,7 +101,7 @@ pub struct Schedule {
 }
 
 /// What one device did so far.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct DeviceSnapshot {
     /// Counters.
     pub counters: DeviceCounters,
@@ -382,8 +382,8 @@ impl Schedule {
     }
 
     fn enqueue(&mut self, batch: u32, now_ns: u64, requests: &[Request]) {
-        // In wall mode a caller may be behind an event that was already processed to find a due time.
-        let now_ns = now_ns.max(self.processed_ns);
+        // On a wall clock events may have been processed ahead of now to find a due time. The units
+        // and links remember when they are free, so a submission "in their past" still queues.
         self.batches[batch as usize].completed_ns = now_ns;
         for &request in requests {
             debug_assert!(request.nbytes > 0, "a request moves bytes");

@@ -1,0 +1,59 @@
+//! Tables and the initial values of their rows.
+
+use serde::Deserialize;
+
+use crate::rng;
+
+/// How rows come into being.
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Initialisation {
+    /// Uniform in `[-bound, bound)`.
+    Uniform {
+        /// Half the width of the interval.
+        bound: f32,
+    },
+}
+
+/// One embedding table.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TableConfig {
+    /// Name, for statistics.
+    pub name: String,
+    /// Number of rows.
+    pub rows: u64,
+    /// Floats in a row.
+    pub dim: usize,
+    /// Initial values.
+    pub init: Initialisation,
+}
+
+/// Fills the weights of a row that does not exist yet. They follow from (seed, table, row, column)
+/// and from nothing else, so a row may come into being at any time and anywhere.
+pub fn initialise_row(init: Initialisation, seed: u64, table: usize, row: u64, weights: &mut [f32]) {
+    let Initialisation::Uniform { bound } = init;
+    let key = rng::stream(rng::stream(seed, table as u64), row);
+    for (column, weight) in weights.iter_mut().enumerate() {
+        *weight = bound * rng::unit_symmetric_f32(rng::draw(key, column as u64));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_differ_and_repeat() {
+        let init = Initialisation::Uniform { bound: 0.5 };
+        let row = |table, row| {
+            let mut weights = [0.0; 8];
+            initialise_row(init, 1, table, row, &mut weights);
+            weights
+        };
+        assert_eq!(row(0, 3).map(f32::to_bits), row(0, 3).map(f32::to_bits));
+        assert_ne!(row(0, 3).map(f32::to_bits), row(0, 4).map(f32::to_bits));
+        assert_ne!(row(0, 3).map(f32::to_bits), row(1, 3).map(f32::to_bits));
+        assert!(row(0, 3).iter().all(|weight| (-0.5..0.5).contains(weight)));
+    }
+}
