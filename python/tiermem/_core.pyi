@@ -1,0 +1,165 @@
+"""The compiled extension. Users call `tiermem`; this layer takes byte buffers and JSON.
+
+Buffers are contiguous numpy arrays of uint8 that view float32 or int64 values. A caller must not
+change an input nor touch an output while a call runs. Every call that can wait, lock or move bytes
+releases the interpreter. Errors are the classes of `tiermem.errors`.
+"""
+
+from os import PathLike
+from typing import Final, final
+
+import numpy as np
+import numpy.typing as npt
+
+_Bytes = npt.NDArray[np.uint8]
+
+BUILD_PROFILE: Final[str]
+__version__: Final[str]
+
+def error_classes() -> list[tuple[str, str]]:
+    """Every kind of error of the core with the name of its class in `tiermem.errors`."""
+
+def io_uring_refusal() -> str | None:
+    """Why this host has no usable io_uring; `None` if it has."""
+
+def direct_io_refusal(directory: str | PathLike[str]) -> str | None:
+    """Why the filesystem of a directory refuses O_DIRECT; `None` if it takes it."""
+
+def free_bytes(directory: str | PathLike[str]) -> int:
+    """Free bytes of the filesystem of a directory."""
+
+def check_device(spec_json: str) -> None:
+    """Raises `ConfigError` if the core does not accept a device specification."""
+
+@final
+class Gate:
+    """A closed gate in front of the backends of a store, for tests of blocking calls."""
+
+    def __new__(cls) -> Gate: ...
+    def open(self) -> None:
+        """Lets everybody pass, now and later."""
+
+    def wait_until_blocked(self, count: int) -> None:
+        """Returns once `count` operations have come to the closed gate."""
+
+@final
+class Device:
+    """One emulated device: bytes in a backend, time from the model."""
+
+    def __new__(
+        cls,
+        spec_json: str,
+        *,
+        backend_json: str,
+        capacity_bytes: int,
+        wall: bool,
+        queue_depth: int | None,
+        seed: int,
+    ) -> Device: ...
+    @property
+    def capacity_bytes(self) -> int:
+        """Capacity in bytes."""
+
+    @property
+    def queue_depth(self) -> int:
+        """Requests outstanding at most."""
+
+    def now_ns(self) -> int:
+        """Time on the device's clock."""
+
+    def read_batch(self, offsets: _Bytes, nbytes: int, out: _Bytes) -> int:
+        """Reads `nbytes` at each offset (int64); gives the nanoseconds until the last was due."""
+
+    def write_batch(self, offsets: _Bytes, nbytes: int, data: _Bytes) -> int:
+        """Writes `nbytes` at each offset (int64); gives the nanoseconds until the last was acknowledged."""
+
+    def stats_json(self) -> str:
+        """Counters, latencies, utilisation, energy and lateness."""
+
+    def read_latency_cdf(self) -> list[tuple[int, float]]:
+        """Points (latency in ns, share of reads at or below)."""
+
+@final
+class Store:
+    """Tables on a hierarchy."""
+
+    def __new__(cls, config_json: str, *, gate: Gate | None = None) -> Store: ...
+    def prefetch(self, lookups: list[tuple[int, _Bytes, _Bytes]]) -> Ticket:
+        """Queues the rows of (table, ids int64, offsets int64) lookups; never blocks."""
+
+    def step(self, lr: float) -> None:
+        """Applies all kept gradients: one update a row."""
+
+    def discard(self) -> None:
+        """Forgets all kept gradients."""
+
+    def read_rows(self, table: int, start: int, weights: _Bytes, state: _Bytes) -> None:
+        """Copies rows out: weights float32 [n, D], state float32 [n, S]."""
+
+    def write_rows(
+        self, table: int, start: int, weights: _Bytes, state: _Bytes | None = None
+    ) -> None:
+        """Replaces rows: weights float32 [n, D], state float32 [n, S] or zero."""
+
+    def chunk_rows(self, table: int) -> int:
+        """The most ids of one forward-only lookup that surely fit in staging memory."""
+
+    @property
+    def state_floats(self) -> int:
+        """Floats of optimizer state in a row."""
+
+    @property
+    def is_virtual(self) -> bool:
+        """Whether nobody waits."""
+
+    def now_ns(self) -> int:
+        """Time on the store's clock."""
+
+    def advance(self, duration_ns: int) -> None:
+        """Accounts for dense work on a virtual clock; no-op on a wall clock."""
+
+    def flush(self) -> None:
+        """Writes every changed row down to the tier below and waits for it."""
+
+    def close(self) -> None:
+        """Finishes what is queued; later calls raise `ClosedError`. Idempotent."""
+
+    def stats_json(self) -> str:
+        """Everything counted so far."""
+
+    def read_latency_cdf(self, tier: int) -> list[tuple[int, float]]:
+        """Points (latency in ns, share of reads at or below) of one tier's device."""
+
+@final
+class Ticket:
+    """The rows of one prefetched batch, in memory from `wait` to `release`."""
+
+    def wait(self) -> None:
+        """Returns when the rows are in memory, and on a wall clock when they are due."""
+
+    def release(self) -> None:
+        """Gives the rows back, at the next step if gradients wait for one. Idempotent."""
+
+    def gather(
+        self, lookup: int, out: _Bytes, *, mean: bool, sample_weights: _Bytes | None = None
+    ) -> None:
+        """Pools the rows of a lookup into float32 [B, D]."""
+
+    def accumulate(
+        self, lookup: int, gradients: _Bytes, *, mean: bool, sample_weights: _Bytes | None = None
+    ) -> None:
+        """Keeps the gradient float32 [B, D] of a lookup for the next step."""
+
+    def update(
+        self,
+        lookup: int,
+        gradients: _Bytes,
+        lr: float,
+        *,
+        mean: bool,
+        sample_weights: _Bytes | None = None,
+    ) -> None:
+        """Applies the gradient float32 [B, D] of a lookup at once."""
+
+    def sample_weight_gradient(self, lookup: int, gradients: _Bytes, out: _Bytes) -> None:
+        """Gradient float32 [L] of the sample weights from float32 [B, D]."""

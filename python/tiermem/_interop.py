@@ -1,0 +1,55 @@
+"""The one place where tensors cross into the extension: as byte views, kept alive by numpy."""
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from tiermem.errors import InputError
+
+__all__ = ["bytes_of", "float_rows", "id_vector", "new_float"]
+
+Bytes = npt.NDArray[np.uint8]
+
+
+def bytes_of(tensor: torch.Tensor) -> Bytes:
+    """The memory of a contiguous CPU tensor as uint8; shares it, copies nothing."""
+    array: Bytes = tensor.detach().reshape(-1).view(torch.uint8).numpy()
+    return array
+
+
+def id_vector(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    """Ids or offsets as contiguous int64 on the CPU.
+
+    Raises:
+        InputError: if it is not an integer vector on the CPU; the message names it.
+    """
+    _on_cpu(name, tensor)
+    if tensor.dtype not in (torch.int64, torch.int32):
+        raise InputError(f"{name} has dtype {tensor.dtype}; ids and offsets are torch.int64 or torch.int32")
+    if tensor.dim() != 1:
+        raise InputError(f"{name} has {tensor.dim()} dimensions; expected 1")
+    return tensor.to(torch.int64).contiguous()
+
+
+def float_rows(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    """Values as contiguous float32 on the CPU.
+
+    Raises:
+        InputError: if they are not float32 on the CPU; the message names them.
+    """
+    _on_cpu(name, tensor)
+    if tensor.dtype != torch.float32:
+        raise InputError(f"{name} has dtype {tensor.dtype}; rows, weights and gradients are torch.float32")
+    return tensor.detach().contiguous()
+
+
+def new_float(*shape: int) -> torch.Tensor:
+    """Memory for an output, not yet filled and not yet seen by anybody."""
+    return torch.empty(shape, dtype=torch.float32)
+
+
+def _on_cpu(name: str, tensor: torch.Tensor) -> None:
+    if tensor.device.type != "cpu":
+        raise InputError(f"{name} is on {tensor.device}; the store works on CPU tensors, call .cpu() first")
+    if tensor.layout != torch.strided:
+        raise InputError(f"{name} is {tensor.layout}; the store works on dense tensors")

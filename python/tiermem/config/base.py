@@ -1,0 +1,136 @@
+"""The base of all configuration classes, and how a TOML file becomes one."""
+
+import difflib
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Self, get_args
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+
+from tiermem.errors import ConfigError
+from tiermem.units import parse_bytes, parse_duration_ns
+
+__all__ = ["ByteCount", "Config", "DurationNs", "load_toml", "merge_overrides"]
+
+ByteCount = Annotated[int, BeforeValidator(parse_bytes)]
+"""An integer of bytes, or a string such as "64MiB"."""
+DurationNs = Annotated[int, BeforeValidator(parse_duration_ns)]
+"""An integer of nanoseconds, or a string such as "1.5us"."""
+
+
+class Config(BaseModel):
+    """A frozen set of values; an unknown key is an error that names it and the nearest known key."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+
+    def __init__(self, **values: Any) -> None:  # noqa: ANN401 (pydantic checks each value)
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise _readable(error, type(self), "") from None
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any], *, where: str = "") -> Self:
+        """Builds and validates; `where` names the file in errors.
+
+        Raises:
+            ConfigError: names the key, what is wrong with it, and the nearest known key.
+        """
+        try:
+            # JSON rules: a list is a tuple, a string is a literal; an integer is not a string.
+            return cls.model_validate(_tuples(values))
+        except ValidationError as error:
+            raise _readable(error, cls, where) from None
+        except ConfigError as error:
+            raise ConfigError(f"{where}: {error}" if where else str(error)) from None
+
+    def replace(self, **changes: Any) -> Self:  # noqa: ANN401
+        """A copy with some values changed, validated again."""
+        return type(self).from_mapping({**self.model_dump(), **changes})
+
+
+def _tuples(value: Any) -> Any:  # noqa: ANN401
+    if isinstance(value, Mapping):
+        return {key: _tuples(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return tuple(_tuples(item) for item in value)
+    return value
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:  # noqa: ANN401
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for part in get_args(annotation) for model in _models_in(part)]
+
+
+def _known_keys(model: type[BaseModel], path: Sequence[int | str]) -> set[str]:
+    """Keys that the class at `path` below `model` has; several classes where a choice is open."""
+    models = [model]
+    for part in path:
+        fields = [each.model_fields[str(part)] for each in models if str(part) in each.model_fields]
+        if fields:
+            models = [found for field in fields for found in _models_in(field.annotation)]
+    return {name for each in models for name in each.model_fields}
+
+
+def _readable(error: ValidationError, model: type[BaseModel], where: str) -> ConfigError:
+    problem = error.errors(include_url=False)[0]
+    path = ".".join(str(part) for part in problem["loc"])
+    place = f"{where}: " if where else ""
+    if problem["type"] == "extra_forbidden":
+        known = _known_keys(model, problem["loc"][:-1])
+        near = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1, cutoff=0.0)
+        hint = f'; did you mean "{near[0]}"?' if near else ""
+        return ConfigError(f'{place}unknown key "{path}"{hint}')
+    if problem["type"] == "missing":
+        return ConfigError(f'{place}missing key "{path}"')
+    message = problem["msg"].removeprefix("Value error, ")
+    message = message[:1].lower() + message[1:]
+    subject = f"{path}: " if path else ""
+    shown = "" if problem["type"] == "value_error" else f" (got {problem['input']!r})"
+    return ConfigError(f"{place}{subject}{message}{shown}")
+
+
+def load_toml(path: Path) -> dict[str, Any]:
+    """The contents of a TOML file.
+
+    Raises:
+        ConfigError: if it cannot be read or is not TOML; the message names the file.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not UTF-8 text: {error.reason}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from None
+
+
+def merge_overrides(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Applies `path.to.key=value` strings; a value that is not TOML is taken as a string.
+
+    Raises:
+        ConfigError: if an override has no "=", or goes through something that is not a table.
+
+    Example:
+        >>> merge_overrides({"a": {"b": 1}}, ["a.b=2", "a.c=1.5us"])
+        {'a': {'b': 2, 'c': '1.5us'}}
+    """
+    for override in overrides:
+        path, separator, text = override.partition("=")
+        keys = path.strip().split(".")
+        if not separator or not all(keys):
+            raise ConfigError(f'"{override}" is not an override; write path.to.key=value')
+        try:
+            value: Any = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            value = text.strip()
+        table = values
+        for key in keys[:-1]:
+            table = table.setdefault(key, {})
+            if not isinstance(table, dict):
+                raise ConfigError(f'"{path}" goes through "{key}", which is not a table')
+        table[keys[-1]] = value
+    return values

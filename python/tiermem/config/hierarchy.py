@@ -1,0 +1,181 @@
+"""Tiers ordered from fastest to slowest, with their budgets and backends."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from tiermem.config.base import ByteCount, Config, load_toml
+from tiermem.config.device import DeviceSpec
+from tiermem.config.names import resolve
+from tiermem.errors import ConfigError
+from tiermem.units import parse_bytes
+
+__all__ = ["BackendConfig", "Budget", "ClockMode", "Hierarchy", "TierConfig"]
+
+ClockMode = Literal["virtual", "wall"]
+STAGING_BYTES_DEFAULT = 64 * 2**20
+
+
+def _budget(value: object) -> int | float:
+    if isinstance(value, float):
+        if not 0.0 <= value <= 1.0:
+            raise ValueError(f"a share of all row bytes lies between 0 and 1, got {value}")
+        return value
+    return parse_bytes(value)
+
+
+Budget = Annotated[int | float, BeforeValidator(_budget)]
+"""A float is a share of the bytes of all rows; an integer or a string such as "1GiB" is bytes."""
+
+
+def _device(value: object) -> object:
+    return DeviceSpec.load(value) if isinstance(value, str | os.PathLike) else value
+
+
+class BackendConfig(Config):
+    """Where the bytes of an emulated tier really are."""
+
+    engine: Literal["ram", "file", "io_uring", "auto", "phantom"] = "ram"
+    """`auto` is io_uring where the host has it and pread elsewhere; the record says which and why."""
+    directory: str | None = None
+    """Directory of the scratch file; needed by the file engines."""
+    direct: Literal["auto", "require", "off"] = "auto"
+    """Whether to bypass the page cache (O_DIRECT)."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.engine in ("file", "io_uring", "auto") and self.directory is None:
+            raise ValueError(f'engine "{self.engine}" needs a directory for its scratch file')
+        return self
+
+
+class TierConfig(Config):
+    """One tier."""
+
+    name: str
+    """Name, for budgets and statistics."""
+    device: Annotated[DeviceSpec, BeforeValidator(_device)]
+    """The device that it imitates: a shipped name, a path, or a `DeviceSpec`."""
+    cache: Budget | None = None
+    """Budget of cached rows; the last tier, the home of all rows, has none."""
+    backend: BackendConfig = BackendConfig()
+    """Where its bytes are; the fastest tier is always in memory."""
+    queue_depth: int | None = Field(default=None, gt=0)
+    """Requests outstanding at most; `None`: as the device file says."""
+
+    def effective_device(self) -> DeviceSpec:
+        """The device with the tier's own queue depth."""
+        if self.queue_depth is None:
+            return self.device
+        return self.device.replace(queue_depth=self.queue_depth)
+
+
+class Hierarchy(Config):
+    """Tiers from fastest to slowest, and how time passes.
+
+    Example:
+        >>> hierarchy = Hierarchy.load("dram-nand", budgets={"dram": 0.1})
+        >>> [tier.name for tier in hierarchy.tiers]
+        ['dram', 'nand']
+    """
+
+    description: str = ""
+    """What it is, for people."""
+    tiers: tuple[TierConfig, ...]
+    """From fastest to slowest; the last is the home of all rows."""
+    clock: ClockMode = "virtual"
+    """`virtual`: nobody waits, time is computed. `wall`: waiting really waits."""
+    staging_bytes: ByteCount = STAGING_BYTES_DEFAULT
+    """Memory for the rows of the batches in flight; apart from the cache."""
+    memory_limit_bytes: ByteCount | None = None
+    """No more memory than this for rows and metadata; `None`: no limit."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if not self.tiers:
+            raise ValueError("a hierarchy needs at least one tier")
+        names = [tier.name for tier in self.tiers]
+        if len(set(names)) != len(names):
+            raise ValueError(f"tier names must differ, got {', '.join(names)}")
+        for tier in self.tiers[:-1]:
+            if tier.cache is None:
+                raise ValueError(f'tier "{tier.name}" needs a cache budget, since rows live below it')
+        if self.tiers[-1].cache is not None:
+            raise ValueError(f'tier "{names[-1]}" is the home of all rows and has no cache budget')
+        if self.tiers[0].device.kind != "byte":
+            raise ValueError(f'the fastest tier "{names[0]}" must be byte-addressable')
+        return self
+
+    @classmethod
+    def load(
+        cls,
+        name_or_path: str | os.PathLike[str],
+        *,
+        budgets: Mapping[str, float | str] | None = None,
+        clock: ClockMode | None = None,
+        directory: str | os.PathLike[str] | None = None,
+        staging_bytes: int | str | None = None,
+    ) -> Self:
+        """A shipped hierarchy by name, or a file.
+
+        Args:
+            name_or_path: a name under `emulator_configs/hierarchies`, or a path.
+            budgets: cache budget by tier name: a float is a share of all row bytes, an integer or a
+                string is bytes.
+            clock: replaces the file's clock.
+            directory: puts the block tiers into scratch files there (engine `auto`).
+            staging_bytes: replaces the file's staging budget.
+
+        Raises:
+            ConfigError: for an unknown name, tier or key, or a budget that is not one.
+        """
+        path = resolve("hierarchies", name_or_path)
+        values = load_toml(path)
+        if clock is not None:
+            values["clock"] = clock
+        if staging_bytes is not None:
+            values["staging_bytes"] = staging_bytes
+        loaded = cls.from_mapping(values, where=path.name)
+        return loaded.with_budgets(budgets or {}).with_directory(directory)
+
+    def with_budgets(self, budgets: Mapping[str, float | str]) -> Self:
+        """A copy with some cache budgets replaced, by tier name."""
+        names = [tier.name for tier in self.tiers]
+        for name in budgets:
+            if name not in names:
+                raise ConfigError(f'there is no tier "{name}" to give a budget to; tiers: {", ".join(names)}')
+        tiers = tuple(
+            tier.replace(cache=budgets[tier.name]) if tier.name in budgets else tier for tier in self.tiers
+        )
+        return self.replace(tiers=tiers)
+
+    def with_directory(self, directory: str | os.PathLike[str] | None) -> Self:
+        """A copy whose block tiers are scratch files in `directory`; `None` changes nothing."""
+        if directory is None:
+            return self
+        backend = BackendConfig(engine="auto", directory=str(Path(directory)))
+        tiers = tuple(
+            tier.replace(backend=backend) if tier.device.kind == "block" else tier for tier in self.tiers
+        )
+        return self.replace(tiers=tiers)
+
+    def core(self) -> list[dict[str, Any]]:
+        """The tiers in the form that the extension reads."""
+        return [
+            {
+                "name": tier.name,
+                "device": tier.effective_device().model_dump(mode="json"),
+                "backend": tier.backend.model_dump(mode="json"),
+                "cache": _core_budget(tier.cache),
+            }
+            for tier in self.tiers
+        ]
+
+
+def _core_budget(budget: float | None) -> dict[str, float] | None:
+    if budget is None:
+        return None
+    return {"fraction": budget} if isinstance(budget, float) else {"bytes": budget}

@@ -1,0 +1,43 @@
+"""Names of shipped files: a name works from any folder, since the files travel in the package."""
+
+import difflib
+import os
+from importlib import resources
+from pathlib import Path
+from typing import Literal
+
+from tiermem.errors import ConfigError
+
+__all__ = ["Kind", "available", "resolve"]
+
+Kind = Literal["devices", "hierarchies", "experiments"]
+
+
+def _folder(kind: Kind) -> Path:
+    return Path(str(resources.files("tiermem"))) / "emulator_configs" / kind
+
+
+def available(kind: Kind) -> list[str]:
+    """Names of the shipped files of one kind, sorted."""
+    return sorted(path.stem for path in _folder(kind).glob("*.toml"))
+
+
+def resolve(kind: Kind, name_or_path: str | os.PathLike[str]) -> Path:
+    """The file of a shipped name, or the path itself if it names a file.
+
+    Raises:
+        ConfigError: if there is neither; the message names the nearest shipped name.
+    """
+    text = os.fspath(name_or_path)
+    if text.endswith(".toml") or os.sep in text:
+        path = Path(text)
+        if not path.is_file():
+            raise ConfigError(f"there is no file {text}")
+        return path
+    path = _folder(kind) / f"{text}.toml"
+    if path.is_file():
+        return path
+    names = available(kind)
+    near = difflib.get_close_matches(text, names, n=1, cutoff=0.0)
+    hint = f'; did you mean "{near[0]}"?' if near else ""
+    raise ConfigError(f'"{text}" is not one of the {kind} ({", ".join(names)}){hint}')

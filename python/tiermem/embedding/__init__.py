@@ -1,0 +1,16 @@
+"""Embedding tables on a hierarchy, as PyTorch modules."""
+
+from tiermem.embedding.bag import TieredEmbeddingBag
+from tiermem.embedding.collection import TieredEmbeddingBagCollection
+from tiermem.embedding.optim import RowOptimizer
+from tiermem.embedding.store import EmbeddingStore, Lookup, TableConfig, Ticket
+
+__all__ = [
+    "EmbeddingStore",
+    "Lookup",
+    "RowOptimizer",
+    "TableConfig",
+    "Ticket",
+    "TieredEmbeddingBag",
+    "TieredEmbeddingBagCollection",
+]

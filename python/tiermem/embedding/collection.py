@@ -1,0 +1,223 @@
+"""Many tables of one store, as an `nn.Module`."""
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from tiermem import _core
+from tiermem._interop import id_vector
+from tiermem.config import SGD, Hierarchy, RowWiseAdagrad
+from tiermem.embedding.autograd import pooled_lookup
+from tiermem.embedding.optim import RowOptimizer
+from tiermem.embedding.store import EmbeddingStore, Lookup, Mode, TableConfig, Ticket
+from tiermem.errors import ConfigError
+from tiermem.stats import StoreStats
+
+__all__ = ["TieredEmbeddingBagCollection"]
+
+
+class TieredEmbeddingBagCollection(nn.Module):
+    """Pooled embeddings of many tables on one hierarchy. B = bags, D = columns of a table.
+
+    Args:
+        tables: the tables.
+        hierarchy: tiers, budgets, clock.
+        optimizer: of all tables.
+        mode: pooling, "sum" or "mean".
+        fused_in_backward: apply the gradients inside backward, with each table looked up once per
+            step; otherwise `optimizer().step()` applies them.
+        prefetch_distance: how many batches ahead `pipeline` fetches.
+        placement: not built yet; anything but `None` raises.
+        seed: seed of initial values and latency draws.
+
+    Example:
+        >>> import tiermem as tm
+        >>> tables = [tm.TableConfig(name="item", rows=1000, dim=8)]
+        >>> bags = TieredEmbeddingBagCollection(
+        ...     tables, hierarchy=tm.Hierarchy.load("dram-nand"), optimizer=tm.SGD(lr=0.1)
+        ... )
+        >>> ids, offsets = torch.tensor([3, 4, 3]), torch.tensor([0, 2])
+        >>> [pooled.shape for pooled in bags([tm.Lookup(0, ids, offsets)])]
+        [torch.Size([2, 8])]
+    """
+
+    def __init__(
+        self,
+        tables: Sequence[TableConfig],
+        *,
+        hierarchy: Hierarchy,
+        optimizer: SGD | RowWiseAdagrad,
+        mode: Mode = "sum",
+        fused_in_backward: bool = False,
+        prefetch_distance: int = 0,
+        placement: None = None,
+        seed: int = 1,
+        gate: _core.Gate | None = None,
+    ) -> None:
+        super().__init__()
+        if placement is not None:
+            raise ConfigError("placement is not supported yet; rows live in the last tier")
+        if prefetch_distance < 0:
+            raise ConfigError(f"prefetch_distance must not be negative, got {prefetch_distance}")
+        self.prefetch_distance = prefetch_distance
+        self.fused_in_backward = fused_in_backward
+        self.store = EmbeddingStore(
+            tables, hierarchy=hierarchy, optimizer=optimizer, mode=mode, seed=seed, gate=gate
+        )
+        # Not a parameter: rows have no tensor here, and other optimizers must not see a stand-in.
+        self._anchor = torch.zeros(0, requires_grad=True)
+        self._optimizer = RowOptimizer(self.store, self._anchor, optimizer.lr)
+
+    def optimizer(self) -> RowOptimizer:
+        """The torch optimizer of the rows: its `step` applies gradients, its group has the learning rate."""
+        return self._optimizer
+
+    def prefetch(self, lookups: Sequence[Lookup]) -> Ticket:
+        """Queues the rows of a batch and returns at once; see `EmbeddingStore.prefetch`."""
+        return self.store.prefetch(lookups)
+
+    def forward(self, batch: Ticket | Sequence[Lookup]) -> tuple[torch.Tensor, ...]:
+        """Pools every lookup of a batch: float32 [B, D] each.
+
+        Args:
+            batch: a ticket of `prefetch`, or lookups, which are then fetched now.
+
+        With gradients enabled the caller's ticket stays his; rows of a batch given as lookups are
+        given back after their update, or when the outputs are no longer needed. Without gradients
+        lookups run in chunks of whole bags, so they work at any staging size.
+        """
+        if isinstance(batch, Ticket):
+            self.store.wait(batch)
+            return self._pool(batch)
+        if not torch.is_grad_enabled():
+            return tuple(self._forward_only(lookup) for lookup in batch)
+        ticket = self.prefetch(batch)
+        self.store.wait(ticket)
+        return self._pool(ticket)
+
+    def pipeline(self, batches: Iterable[Sequence[Lookup]]) -> Iterator[Ticket]:
+        """Tickets of successive batches, fetched `prefetch_distance` ahead; each is released for you afterwards."""
+        ahead: deque[Ticket] = deque()
+        source = iter(batches)
+        exhausted = False
+        try:
+            while True:
+                while not exhausted and len(ahead) <= self.prefetch_distance:
+                    lookups = next(source, None)
+                    if lookups is None:
+                        exhausted = True
+                    else:
+                        ahead.append(self.prefetch(lookups))
+                if not ahead:
+                    return
+                yield ahead[0]
+                self.store.release(ahead.popleft())
+        finally:
+            for ticket in ahead:
+                ticket.release()
+
+    def stats(self) -> StoreStats:
+        """Everything counted so far."""
+        return self.store.stats()
+
+    def close(self) -> None:
+        """Ends the store; later calls raise `ClosedError`."""
+        self.store.close()
+
+    def _pool(self, ticket: Ticket) -> tuple[torch.Tensor, ...]:
+        if not torch.is_grad_enabled():
+            return tuple(self.store.gather(ticket, position) for position in range(len(ticket.lookups)))
+        lr = self._optimizer.lr if self.fused_in_backward else None
+        if lr is not None:
+            tables = [lookup.table for lookup in ticket.lookups]
+            if len(set(tables)) != len(tables):
+                raise ConfigError(
+                    "fused_in_backward needs each table looked up once per step; use optimizer().step()"
+                )
+        return pooled_lookup(self._anchor, self.store, ticket, lr=lr)
+
+    def _forward_only(self, lookup: Lookup) -> torch.Tensor:
+        limit = self.store.chunk_rows(lookup.table)
+        offsets = id_vector("offsets", lookup.offsets)
+        chunks = []
+        for first, last in _bag_chunks(offsets, len(lookup.ids), limit):
+            ticket = self.prefetch([_bags(lookup, offsets, first, last)])
+            try:
+                self.store.wait(ticket)
+                chunks.append(self.store.gather(ticket, 0))
+            finally:
+                self.store.release(ticket)
+        return chunks[0] if len(chunks) == 1 else torch.cat(chunks)
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """All rows, streamed out of the tiers: {table name: (weights [rows, D], state [rows, S])}."""
+        return {
+            table.name: tuple(
+                torch.cat(parts)
+                for parts in zip(*(rows[1:] for rows in self.store.rows(position)), strict=True)
+            )
+            for position, table in enumerate(self.store.tables)
+        }
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Replaces all rows by those of a state dict.
+
+        Raises:
+            ConfigError: if tables or shapes differ.
+        """
+        names = [table.name for table in self.store.tables]
+        if sorted(state) != sorted(names):
+            raise ConfigError(f"the state has tables {sorted(state)}; this collection has {sorted(names)}")
+        for position, name in enumerate(names):
+            weights, rows = state[name]
+            load_rows(self.store, position, weights, rows)
+
+
+def load_rows(
+    store: EmbeddingStore, table: int, weights: torch.Tensor, state: torch.Tensor | None
+) -> None:
+    """Writes a whole table in chunks of bounded size.
+
+    Raises:
+        ConfigError: if the shape is not that of the table.
+    """
+    config = store.tables[table]
+    if tuple(weights.shape) != (config.rows, config.dim):
+        raise ConfigError(
+            f'weights of table "{config.name}" are {list(weights.shape)}; expected {[config.rows, config.dim]}'
+        )
+    chunk = max(1, 2**22 // config.dim)
+    for start in range(0, config.rows, chunk):
+        part = slice(start, start + chunk)
+        store.write_rows(table, start, weights[part], None if state is None else state[part])
+
+
+def _bag_chunks(offsets: torch.Tensor, ids: int, limit: int) -> Iterator[tuple[int, int]]:
+    """Ranges of whole bags with at most `limit` ids each."""
+    ends = torch.cat([offsets[1:], torch.tensor([ids])]).tolist()
+    first, begin = 0, 0
+    for bag, end in enumerate(ends):
+        if end - begin > limit:
+            if bag > first:
+                yield first, bag
+                first, begin = bag, ends[bag - 1]
+            if end - begin > limit:
+                # One bag alone: its distinct rows may still fit, and the store says so if not.
+                yield bag, bag + 1
+                first, begin = bag + 1, end
+    if first < len(ends) or not ends:
+        yield first, len(ends)
+
+
+def _bags(lookup: Lookup, offsets: torch.Tensor, first: int, last: int) -> Lookup:
+    if first == 0 and last == len(offsets):
+        return lookup
+    begin = int(offsets[first])
+    end = int(offsets[last]) if last < len(offsets) else len(lookup.ids)
+    weights = None if lookup.sample_weights is None else lookup.sample_weights[begin:end]
+    return Lookup(lookup.table, lookup.ids[begin:end], offsets[first:last] - begin, weights)
+
+

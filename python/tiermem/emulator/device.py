@@ -1,0 +1,147 @@
+"""One emulated device: bytes in a backend, time from the model."""
+
+import json
+import os
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from tiermem import _core
+from tiermem.config import BackendConfig, DeviceSpec
+from tiermem.config.hierarchy import ClockMode
+from tiermem.errors import InputError
+from tiermem.stats import DeviceStats, LatenessStats
+from tiermem.units import parse_bytes
+
+__all__ = ["Device", "open_device"]
+
+
+class Device:
+    """An open device. Use `open_device`.
+
+    n = requests of one batch, all submitted at one instant with at most `queue_depth` outstanding.
+    """
+
+    def __init__(self, spec: DeviceSpec, core: _core.Device) -> None:
+        self.spec = spec
+        self._core = core
+
+    @property
+    def capacity_bytes(self) -> int:
+        """Capacity in bytes."""
+        return self._core.capacity_bytes
+
+    @property
+    def queue_depth(self) -> int:
+        """Requests outstanding at most."""
+        return self._core.queue_depth
+
+    def now_ns(self) -> int:
+        """Time on the device's clock, in nanoseconds since it was opened."""
+        return self._core.now_ns()
+
+    def read_batch(
+        self, offsets: Sequence[int] | npt.NDArray[np.int64], *, nbytes: int
+    ) -> npt.NDArray[np.uint8]:
+        """Reads `nbytes` at each of n offsets.
+
+        Returns:
+            uint8 [n, nbytes]. On a wall clock the call returns when the last read is due.
+
+        Raises:
+            InputError: if a request does not lie on the device.
+            DeviceError: if the backend fails.
+        """
+        places = _offsets(offsets)
+        out = np.empty((len(places), _positive(nbytes)), dtype=np.uint8)
+        self._core.read_batch(places.view(np.uint8), nbytes, out)
+        return out
+
+    def write_batch(
+        self, offsets: Sequence[int] | npt.NDArray[np.int64], data: npt.NDArray[np.uint8]
+    ) -> None:
+        """Writes row k of `data`, uint8 [n, nbytes], at offset k; returns when all are acknowledged.
+
+        Raises:
+            InputError: if a request does not lie on the device, or shapes do not agree.
+            DeviceError: if the backend fails or is full.
+        """
+        places = _offsets(offsets)
+        if data.dtype != np.uint8 or data.ndim != 2 or len(data) != len(places):
+            raise InputError(
+                f"data must be uint8 [{len(places)}, nbytes], got {data.dtype} {list(data.shape)}"
+            )
+        self._core.write_batch(
+            places.view(np.uint8), data.shape[1], np.ascontiguousarray(data).reshape(-1)
+        )
+
+    def stats(self) -> DeviceStats:
+        """Counters, latencies by the model, utilisation, energy."""
+        values = json.loads(self._core.stats_json())
+        values.pop("lateness")
+        return DeviceStats.from_dict(values)
+
+    def lateness(self) -> LatenessStats:
+        """How punctual the device was on a wall clock."""
+        return LatenessStats.from_dict(json.loads(self._core.stats_json())["lateness"])
+
+    def read_latency_cdf(self) -> list[tuple[int, float]]:
+        """Points (latency in ns, share of reads at or below)."""
+        return self._core.read_latency_cdf()
+
+
+def _offsets(offsets: Sequence[int] | npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    array = np.ascontiguousarray(offsets)
+    if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
+        raise InputError(f"offsets must be a vector of integers, got {array.dtype} {list(array.shape)}")
+    return array.astype(np.int64)
+
+
+def _positive(nbytes: int) -> int:
+    if nbytes < 1:
+        raise InputError(f"nbytes must be at least 1, got {nbytes}")
+    return nbytes
+
+
+def open_device(
+    device: str | os.PathLike[str] | DeviceSpec,
+    *,
+    capacity: int | str = "1GiB",
+    clock: ClockMode = "virtual",
+    backend: BackendConfig | None = None,
+    queue_depth: int | None = None,
+    seed: int = 1,
+) -> Device:
+    """Opens an emulated device.
+
+    Args:
+        device: a shipped name, a path, or a specification.
+        capacity: bytes to emulate, at most the capacity of the real device.
+        clock: `virtual` computes time, `wall` waits.
+        backend: where the bytes are; default: memory.
+        queue_depth: requests outstanding at most; default: as the specification says.
+        seed: seed of the latency draws.
+
+    Raises:
+        ConfigError: for an unknown name or a value that is not allowed.
+        CapacityError: if the real device is smaller.
+        DeviceError: if the backend cannot be opened.
+
+    Example:
+        >>> device = open_device("optane-p4800x", capacity="1MiB")
+        >>> device.read_batch([0, 4096], nbytes=512).shape
+        (2, 512)
+        >>> device.stats().reads
+        2
+    """
+    spec = device if isinstance(device, DeviceSpec) else DeviceSpec.load(device)
+    core = _core.Device(
+        spec.to_json(),
+        backend_json=(backend or BackendConfig()).model_dump_json(),
+        capacity_bytes=parse_bytes(capacity),
+        wall=clock == "wall",
+        queue_depth=queue_depth,
+        seed=seed,
+    )
+    return Device(spec, core)

@@ -1,0 +1,155 @@
+"""What a device and a store did, as typed records. docs/metrics.md defines every figure."""
+
+import dataclasses
+import json
+from typing import Any, Self
+
+__all__ = ["DeviceStats", "LatencyStats", "LatenessStats", "MemoryStats", "StoreStats", "TierStats"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class LatencyStats:
+    """Percentiles of a latency histogram, in nanoseconds; a percentile is at most 0.1 % off."""
+
+    count: int
+    mean_ns: int
+    p50_ns: int
+    p95_ns: int
+    p99_ns: int
+    p999_ns: int
+    max_ns: int
+
+    @property
+    def p50_us(self) -> float:
+        """Median in microseconds."""
+        return self.p50_ns / 1000
+
+    @property
+    def p99_us(self) -> float:
+        """99th percentile in microseconds."""
+        return self.p99_ns / 1000
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class LatenessStats:
+    """How punctual a wall-clock run was; all zero in virtual time."""
+
+    requests: int
+    late_requests: int
+    late_share: float
+    late_by: LatencyStats
+    valid: bool
+    """Whether at most 1 % of the requests were late."""
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """From the extension's document."""
+        return cls(**{**values, "late_by": LatencyStats(**values["late_by"])})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class DeviceStats:
+    """One device. Bytes are those moved over the link, and those touched on the medium."""
+
+    name: str
+    engine: str
+    direct: bool
+    fallback_reason: str
+    reads: int
+    writes: int
+    read_bytes: int
+    write_bytes: int
+    media_read_bytes: int
+    media_write_bytes: int
+    active_ns: int
+    elapsed_ns: int
+    read_latency: LatencyStats
+    write_latency: LatencyStats
+    utilisation: float
+    energy_joules: float
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """From the extension's document."""
+        latencies = {name: LatencyStats(**values[name]) for name in ("read_latency", "write_latency")}
+        return cls(**{**values, **latencies})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class TierStats:
+    """One tier of a store."""
+
+    name: str
+    held: int
+    """Rows (fastest tier) or blocks (middle tier) held between batches now."""
+    probed_rows: int
+    """Distinct rows that were looked for here."""
+    hit_rows: int
+    """Of these, found here."""
+    asked_bytes: int
+    """Bytes of the rows that were asked of this tier."""
+    device: DeviceStats
+
+    @property
+    def hit_rate(self) -> float:
+        """Conditional hit rate: of the rows looked for here, the share found here."""
+        return self.hit_rows / self.probed_rows if self.probed_rows else 0.0
+
+    @property
+    def device_reads(self) -> int:
+        """Read requests that the device completed."""
+        return self.device.reads
+
+    @property
+    def device_writes(self) -> int:
+        """Write requests that the device completed."""
+        return self.device.writes
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class MemoryStats:
+    """Memory of a store by purpose."""
+
+    resident_bytes: int
+    cached_bytes: int
+    staging_bytes: int
+    metadata_bytes: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class StoreStats:
+    """A store."""
+
+    tiers: tuple[TierStats, ...]
+    asked_rows: int
+    unique_rows: int
+    in_flight_hits: int
+    initialised_rows: int
+    rows_written_back: int
+    read_modify_writes: int
+    memory: MemoryStats
+    lateness: LatenessStats
+    open_tickets: int
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """From the extension's document."""
+        values = json.loads(text)
+        tiers = tuple(
+            TierStats(**{**tier, "device": DeviceStats.from_dict(tier["device"])})
+            for tier in values["tiers"]
+        )
+        memory = MemoryStats(**values["memory"])
+        lateness = LatenessStats.from_dict(values["lateness"])
+        return cls(**{**values, "tiers": tiers, "memory": memory, "lateness": lateness})
+
+    def tier(self, name: str) -> TierStats:
+        """The tier of a name.
+
+        Raises:
+            KeyError: if there is none.
+        """
+        for tier in self.tiers:
+            if tier.name == name:
+                return tier
+        raise KeyError(name)

@@ -1,0 +1,64 @@
+//! The binding: extract arguments, detach from the interpreter, call the core, convert. No logic.
+
+#![deny(unsafe_code)]
+
+mod buffer;
+mod device;
+mod error;
+mod gate;
+mod stats;
+mod store;
+
+use pyo3::prelude::*;
+
+/// Emulated devices and tiered stores; see `_core.pyi` for the prose.
+#[pymodule(gil_used = true)]
+mod _core {
+    use pyo3::prelude::*;
+
+    #[pymodule_export]
+    use crate::device::Device;
+    #[pymodule_export]
+    use crate::error::error_classes;
+    #[pymodule_export]
+    use crate::gate::Gate;
+    #[pymodule_export]
+    use crate::store::{Store, Ticket};
+
+    #[pymodule_init]
+    fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        module.add("BUILD_PROFILE", if cfg!(debug_assertions) { "debug" } else { "release" })?;
+        module.add("__version__", env!("CARGO_PKG_VERSION"))
+    }
+
+    #[pyfunction]
+    fn io_uring_refusal(py: Python<'_>) -> Option<String> {
+        py.detach(tiermem_core::backend::probe_io_uring).err().map(|error| error.to_string())
+    }
+
+    #[pyfunction]
+    fn direct_io_refusal(py: Python<'_>, directory: std::path::PathBuf) -> PyResult<Option<String>> {
+        use tiermem_core::backend::{BackendConfig, DirectIo, Engine, open_backend};
+        let config = BackendConfig { engine: Engine::File, directory: Some(directory), direct: DirectIo::Auto };
+        let info = py.detach(|| open_backend(&config, 1 << 20)).map_err(crate::error::to_python)?.info();
+        Ok((!info.direct).then_some(info.fallback_reason))
+    }
+
+    #[pyfunction]
+    fn free_bytes(py: Python<'_>, directory: std::path::PathBuf) -> PyResult<u64> {
+        py.detach(|| tiermem_core::backend::free_bytes(&directory)).map_err(crate::error::to_python)
+    }
+
+    #[pyfunction]
+    fn check_device(spec_json: &str) -> PyResult<()> {
+        tiermem_core::device::DeviceSpec::from_json(spec_json).map(drop).map_err(crate::error::to_python)
+    }
+}
+
+/// A JSON document of a configuration part.
+fn parse_json<T: for<'de> serde::Deserialize<'de>>(what: &str, text: &str) -> PyResult<T> {
+    serde_json::from_str(text).map_err(|error| {
+        let message = format!("not a {what} configuration: {error}");
+        error::to_python(tiermem_core::Error::new(tiermem_core::ErrorKind::Config, message))
+    })
+}

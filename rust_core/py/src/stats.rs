@@ -1,0 +1,87 @@
+//! Statistics as JSON documents; Python turns them into typed records.
+
+use serde_json::{Value, json};
+use tiermem_core::device::{DeviceStats, Lateness};
+use tiermem_core::stats::{LatencyHistogram, LatencySummary};
+use tiermem_core::store::{StoreStats, TierStats};
+
+fn latency(summary: LatencySummary) -> Value {
+    json!({
+        "count": summary.count,
+        "mean_ns": summary.mean_ns,
+        "p50_ns": summary.p50_ns,
+        "p95_ns": summary.p95_ns,
+        "p99_ns": summary.p99_ns,
+        "p999_ns": summary.p999_ns,
+        "max_ns": summary.max_ns,
+    })
+}
+
+/// Points `[latency_ns, share]`.
+pub(crate) fn cdf(histogram: &LatencyHistogram) -> Vec<(u64, f64)> {
+    histogram.cdf()
+}
+
+pub(crate) fn lateness(lateness: &Lateness) -> Value {
+    json!({
+        "requests": lateness.requests,
+        "late_requests": lateness.late_requests,
+        "late_share": lateness.late_share(),
+        "late_by": latency(lateness.late_by.summary()),
+        "valid": lateness.late_share() <= Lateness::SHARE_MAX,
+    })
+}
+
+pub(crate) fn device(stats: &DeviceStats) -> Value {
+    let counters = &stats.counters;
+    json!({
+        "name": stats.name,
+        "engine": stats.backend.engine,
+        "direct": stats.backend.direct,
+        "fallback_reason": stats.backend.fallback_reason,
+        "reads": counters.reads,
+        "writes": counters.writes,
+        "read_bytes": counters.read_bytes,
+        "write_bytes": counters.write_bytes,
+        "media_read_bytes": counters.media_read_bytes,
+        "media_write_bytes": counters.media_write_bytes,
+        "active_ns": counters.active_ns,
+        "elapsed_ns": stats.elapsed_ns,
+        "read_latency": latency(stats.read_latency.summary()),
+        "write_latency": latency(stats.write_latency.summary()),
+        "utilisation": stats.utilisation,
+        "energy_joules": stats.energy_joules,
+    })
+}
+
+fn tier(stats: &TierStats) -> Value {
+    json!({
+        "name": stats.name,
+        "held": stats.held,
+        "probed_rows": stats.probed_rows,
+        "hit_rows": stats.hit_rows,
+        "asked_bytes": stats.asked_bytes,
+        "device": device(&stats.device),
+    })
+}
+
+pub(crate) fn store(stats: &StoreStats) -> Value {
+    let memory = &stats.memory;
+    json!({
+        "tiers": stats.tiers.iter().map(tier).collect::<Vec<_>>(),
+        "asked_rows": stats.asked_rows,
+        "unique_rows": stats.unique_rows,
+        "in_flight_hits": stats.in_flight_hits,
+        "initialised_rows": stats.initialised_rows,
+        "rows_written_back": stats.rows_written_back,
+        "read_modify_writes": stats.read_modify_writes,
+        "memory": {
+            "resident_bytes": memory.resident_bytes,
+            "cached_bytes": memory.cached_bytes,
+            "staging_bytes": memory.staging_bytes,
+            "metadata_bytes": memory.metadata_bytes,
+        },
+        "lateness": lateness(&stats.lateness),
+        "open_tickets": stats.open_tickets,
+    })
+}
