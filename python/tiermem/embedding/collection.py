@@ -1,8 +1,9 @@
 """Many tables of one store, as an `nn.Module`."""
 
+import itertools
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -16,7 +17,9 @@ from tiermem.embedding.store import EmbeddingStore, Lookup, Mode, TableConfig, T
 from tiermem.errors import ConfigError
 from tiermem.stats import StoreStats
 
-__all__ = ["TieredEmbeddingBagCollection"]
+__all__ = ["TieredEmbeddingBagCollection", "load_rows"]
+
+_Batch = TypeVar("_Batch")
 
 
 class TieredEmbeddingBagCollection(nn.Module):
@@ -98,25 +101,27 @@ class TieredEmbeddingBagCollection(nn.Module):
         self.store.wait(ticket)
         return self._pool(ticket)
 
-    def pipeline(self, batches: Iterable[Sequence[Lookup]]) -> Iterator[Ticket]:
-        """Tickets of successive batches, fetched `prefetch_distance` ahead; each is released for you afterwards."""
-        ahead: deque[Ticket] = deque()
+    def pipeline(
+        self, batches: Iterable[_Batch], lookups: Callable[[_Batch], Sequence[Lookup]]
+    ) -> Iterator[tuple[_Batch, Ticket]]:
+        """Batches with their tickets, fetched `prefetch_distance` ahead; each ticket is released for you.
+
+        Args:
+            batches: the batches, in order.
+            lookups: gives the lookups of a batch.
+        """
+        ahead: deque[tuple[_Batch, Ticket]] = deque()
         source = iter(batches)
-        exhausted = False
         try:
             while True:
-                while not exhausted and len(ahead) <= self.prefetch_distance:
-                    lookups = next(source, None)
-                    if lookups is None:
-                        exhausted = True
-                    else:
-                        ahead.append(self.prefetch(lookups))
+                for batch in itertools.islice(source, self.prefetch_distance + 1 - len(ahead)):
+                    ahead.append((batch, self.prefetch(lookups(batch))))
                 if not ahead:
                     return
                 yield ahead[0]
-                self.store.release(ahead.popleft())
+                self.store.release(ahead.popleft()[1])
         finally:
-            for ticket in ahead:
+            for _, ticket in ahead:
                 ticket.release()
 
     def stats(self) -> StoreStats:

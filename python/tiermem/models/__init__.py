@@ -1,0 +1,5 @@
+"""Recommendation models over tiered embedding bags."""
+
+from tiermem.models.dlrm import DLRM
+
+__all__ = ["DLRM"]
