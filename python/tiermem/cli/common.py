@@ -1,0 +1,146 @@
+"""What the verbs share: options, output, progress, run directories."""
+
+import argparse
+import datetime
+import json
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table as RichTable
+
+from tiermem.errors import DeviceError
+from tiermem.report import Table
+from tiermem.results import write_text
+
+__all__ = ["Output", "add_output_options", "new_run_directory", "save_run"]
+
+_LINE_EVERY_S = 5.0
+# A file or a pipe has no width; nothing is cut there.
+_PIPE_WIDTH = 240
+
+
+def add_output_options(parser: argparse.ArgumentParser) -> None:
+    """`--json` and `--quiet`."""
+    parser.add_argument("--json", action="store_true", help="print one JSON object, and nothing else, on standard output")
+    parser.add_argument("--quiet", action="store_true", help="no progress")
+
+
+class Output:
+    """Where text goes: tables and lines to people, one JSON object to programs."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.json = bool(options.json)
+        self.quiet = bool(options.quiet)
+        self.console = Console(stderr=self.json, highlight=False, soft_wrap=True)
+        if not self.console.is_terminal:
+            self.console.width = _PIPE_WIDTH
+
+    def line(self, text: str) -> None:
+        """A line for people; progress goes to standard error when JSON is asked for."""
+        if not self.quiet:
+            self.console.print(text, markup=False)
+
+    def result(self, text: str) -> None:
+        """A line that is part of the result."""
+        if not self.json:
+            self.console.print(text, markup=False)
+
+    def table(self, table: Table) -> None:
+        """A table, as wide as it needs to be where nobody looks at a terminal."""
+        if self.json:
+            return
+        shown = RichTable(title=table.title, title_justify="left", title_style="bold", show_edge=False)
+        for number, head in enumerate(table.heads):
+            shown.add_column(head, justify="left" if number == 0 else "right", no_wrap=True)
+        for row in table.rows:
+            shown.add_row(*row)
+        self.console.print(shown)
+        self.console.print()
+
+    def document(self, value: Mapping[str, Any]) -> None:
+        """The one JSON object, if asked for."""
+        if self.json:
+            print(json.dumps(value, indent=2))
+
+    def progress(self, name: str) -> "StepProgress":
+        """Progress of one run: a bar on a terminal, a plain line now and then elsewhere."""
+        return StepProgress(name, self)
+
+
+class StepProgress:
+    """Steps done, samples per second and loss."""
+
+    def __init__(self, name: str, output: Output) -> None:
+        self.name = name
+        self.output = output
+        self.bar: Progress | None = None
+        self.last_line_s = time.monotonic()
+        if not output.quiet and output.console.is_terminal:
+            columns = (
+                TextColumn("{task.description:<24}"),
+                BarColumn(bar_width=30),
+                TextColumn("{task.completed}/{task.total} steps  {task.fields[rate]:>9,.0f} samples/s  loss {task.fields[loss]:.4f}"),
+                TimeElapsedColumn(),
+            )
+            self.bar = Progress(*columns, console=output.console)
+            self.task = self.bar.add_task(name, total=None, rate=0.0, loss=float("nan"))
+
+    def __enter__(self) -> Callable[[int, int, float, float], None]:
+        if self.bar is not None:
+            self.bar.start()
+        return self.step
+
+    def __exit__(self, *_: object) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+
+    def step(self, done: int, total: int, loss: float, rate: float) -> None:
+        """One step is done."""
+        if self.bar is not None:
+            self.bar.update(self.task, completed=done, total=total, rate=rate, loss=loss)
+        elif done == total or time.monotonic() - self.last_line_s > _LINE_EVERY_S:
+            self.last_line_s = time.monotonic()
+            self.output.line(f"{self.name}: step {done}/{total}, {rate:,.0f} samples/s, loss {loss:.4f}")
+
+
+def new_run_directory(chosen: str | None, verb: str) -> Path:
+    """Makes the directory of a run; empty if it did not exist.
+
+    Raises:
+        DeviceError: if it cannot be made or written.
+    """
+    stamp = datetime.datetime.now(tz=datetime.UTC).strftime("%Y%m%d-%H%M%S")
+    path = Path(chosen) if chosen is not None else Path("runs") / f"{verb}-{stamp}"
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise DeviceError(error.errno, f"cannot write the run directory {path}: {error.strerror}") from None
+    return path
+
+
+def save_run(path: Path, record: Mapping[str, Any], html: str | None) -> None:
+    """Writes the resolved configuration, the record, and the page if there is one."""
+    write_text(path / "config.json", json.dumps(record["config"], indent=2) + "\n")
+    write_text(path / "record.json", json.dumps(record, indent=1) + "\n")
+    if html is not None:
+        write_text(path / "report.html", html)
+
+
+def warn_if_late(output: Output, record: Mapping[str, Any]) -> None:
+    """Says so when a wall-clock run was not punctual enough to be valid."""
+    for name, run in record["results"]["runs"].items():
+        lateness = run["store"]["lateness"]
+        if not lateness["valid"]:
+            output.result(
+                f"{name}: INVALID as a wall-clock run: {lateness['late_share']:.1%} of the requests were late"
+                " (at most 1 % may be); use the virtual clock, a slower device, or a quieter host"
+            )
+            sys.stdout.flush()

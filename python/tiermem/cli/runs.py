@@ -1,0 +1,42 @@
+"""Training runs and their record, for `train` and `demo`."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tiermem import _core
+from tiermem.cli.common import Output
+from tiermem.config import Config, Experiment
+from tiermem.data import Dataset, load_dataset
+from tiermem.results import canonical, record
+from tiermem.train import Run, Trainer
+
+__all__ = ["run_record", "train_run"]
+
+
+def train_run(
+    experiment: Experiment, name: str, output: Output, dataset: Dataset | None = None
+) -> tuple[Dataset, Run]:
+    """Reads the data, unless it is given, and trains with progress."""
+    if dataset is None:
+        dataset = load_dataset(experiment.data, experiment.seed)
+    with output.progress(name) as progress:
+        run = Trainer(experiment, dataset, name=name, progress=progress).fit()
+    return dataset, run
+
+
+def run_record(
+    configs: Mapping[str, Config], runs: Sequence[Run], *, seed: int, quality: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """The record of one or several runs; series and host times stand outside the digest."""
+    made = record(
+        config={name: config.model_dump(mode="json") for name, config in configs.items()},
+        seed=seed,
+        results={"runs": {run.name: run.results() for run in runs}},
+        quality={"runs": {run.name: run.quality() for run in runs}, **(quality or {})},
+        build_profile=_core.BUILD_PROFILE,
+    )
+    made["series"] = canonical({run.name: run.series() for run in runs})
+    made["wall_s"] = {run.name: round(run.wall_s, 3) for run in runs}
+    engines = {run.name: {tier.name: tier.device.engine for tier in run.stats.tiers} for run in runs if run.stats}
+    made["engines"] = engines
+    return made

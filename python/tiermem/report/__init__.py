@@ -1,0 +1,7 @@
+"""Reports of runs: tables for the terminal, plots, and one self-contained HTML page. Reads records only."""
+
+from tiermem.report.html import render_html
+from tiermem.report.plots import figures
+from tiermem.report.tables import Table, all_tables
+
+__all__ = ["Table", "all_tables", "figures", "render_html"]
