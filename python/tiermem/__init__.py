@@ -58,7 +58,15 @@ __all__ = [
     "open_device",
 ]
 
-_CONFIG = ("BackendConfig", "DeviceSpec", "Experiment", "Hierarchy", "RowWiseAdagrad", "SGD", "TierConfig")
+_CONFIG = (
+    "BackendConfig",
+    "DeviceSpec",
+    "Experiment",
+    "Hierarchy",
+    "RowWiseAdagrad",
+    "SGD",
+    "TierConfig",
+)
 _EMBEDDING = ("Lookup", "TableConfig", "TieredEmbeddingBag", "TieredEmbeddingBagCollection")
 _EMULATOR = ("Device", "open_device")
 _ERRORS = tuple(name for name in __all__ if name.endswith("Error"))

@@ -96,9 +96,7 @@ class Store:
     def read_rows(self, table: int, start: int, weights: _Bytes, state: _Bytes) -> None:
         """Copies rows out: weights float32 [n, D], state float32 [n, S]."""
 
-    def write_rows(
-        self, table: int, start: int, weights: _Bytes, state: _Bytes | None = None
-    ) -> None:
+    def write_rows(self, table: int, start: int, weights: _Bytes, state: _Bytes | None = None) -> None:
         """Replaces rows: weights float32 [n, D], state float32 [n, S] or zero."""
 
     def chunk_rows(self, table: int) -> int:
@@ -140,9 +138,7 @@ class Ticket:
     def release(self) -> None:
         """Gives the rows back, at the next step if gradients wait for one. Idempotent."""
 
-    def gather(
-        self, lookup: int, out: _Bytes, *, mean: bool, sample_weights: _Bytes | None = None
-    ) -> None:
+    def gather(self, lookup: int, out: _Bytes, *, mean: bool, sample_weights: _Bytes | None = None) -> None:
         """Pools the rows of a lookup into float32 [B, D]."""
 
     def accumulate(

@@ -139,5 +139,7 @@ def read_record(run_directory: Path) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         raise TiermemError(f"{path} is not a run record: {error}") from None
     if found.get("record_version") != RECORD_VERSION:
-        raise TiermemError(f"{path} has version {found.get('record_version')}; this package reads {RECORD_VERSION}")
+        raise TiermemError(
+            f"{path} has version {found.get('record_version')}; this package reads {RECORD_VERSION}"
+        )
     return found

@@ -136,8 +136,7 @@ class StoreStats:
         """From the extension's document."""
         values = json.loads(text)
         tiers = tuple(
-            TierStats(**{**tier, "device": DeviceStats.from_dict(tier["device"])})
-            for tier in values["tiers"]
+            TierStats(**{**tier, "device": DeviceStats.from_dict(tier["device"])}) for tier in values["tiers"]
         )
         memory = MemoryStats(**values["memory"])
         lateness = LatenessStats.from_dict(values["lateness"])

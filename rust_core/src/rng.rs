@@ -1,7 +1,7 @@
 //! Counter-based random numbers: a draw depends on its key and on nothing else, so neither
 //! threads nor the order of calls can change it.
 
-/// The finaliser of SplitMix64 (Steele, Lea, Flood, OOPSLA 2014): a bijection with good avalanche.
+/// The finaliser of `SplitMix64` (Steele, Lea, Flood, OOPSLA 2014): a bijection with good avalanche.
 #[inline]
 pub fn mix(mut z: u64) -> u64 {
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

@@ -1,9 +1,13 @@
 //! One contract, run by every backend.
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::path::Path;
 
 use tiermem_core::ErrorKind;
-use tiermem_core::backend::{AlignedBuffer, Backend, BackendConfig, DirectIo, Engine, Extent, IoBatch, PhantomBackend, RamBackend, open_backend, probe_io_uring};
+use tiermem_core::backend::{
+    AlignedBuffer, Backend, BackendConfig, DirectIo, Engine, Extent, IoBatch, PhantomBackend, RamBackend, open_backend,
+    probe_io_uring,
+};
 use tiermem_core::rng::draw;
 use tiermem_core::testkit::FailingBackend;
 
@@ -22,7 +26,7 @@ fn batch(blocks: &[u64], fill: impl Fn(u64) -> u8) -> IoBatch {
 
 fn check_contract(backend: &dyn Backend) {
     assert_eq!(backend.len_bytes(), LEN);
-    assert!(backend.alignment_bytes().is_power_of_two() && BLOCK % backend.alignment_bytes() == 0);
+    assert!(backend.alignment_bytes().is_power_of_two() && BLOCK.is_multiple_of(backend.alignment_bytes()));
 
     // Bytes never written are zero.
     let (read, result) = backend.read(batch(&[7, 0, 1023], |_| 0xaa));
@@ -39,7 +43,10 @@ fn check_contract(backend: &dyn Backend) {
     let (read, result) = backend.read(batch(&shuffled, |_| 0));
     result.unwrap();
     for (position, &block) in shuffled.iter().enumerate() {
-        assert!(read.buffer[position * BLOCK..(position + 1) * BLOCK].iter().all(|&byte| byte == block as u8 ^ 0x5a), "block {block}");
+        assert!(
+            read.buffer[position * BLOCK..(position + 1) * BLOCK].iter().all(|&byte| byte == block as u8 ^ 0x5a),
+            "block {block}"
+        );
     }
 
     // One large extent.
@@ -95,7 +102,11 @@ fn io_uring_direct_and_buffered() {
     if let Err(reason) = probe_io_uring() {
         let backend = open(Engine::Auto, DirectIo::Auto, directory.path());
         assert!(!backend.info().fallback_reason.is_empty(), "a fallback says why");
-        let config = BackendConfig { engine: Engine::IoUring, directory: Some(directory.path().to_owned()), direct: DirectIo::Auto };
+        let config = BackendConfig {
+            engine: Engine::IoUring,
+            directory: Some(directory.path().to_owned()),
+            direct: DirectIo::Auto,
+        };
         assert_eq!(open_backend(&config, LEN).map(drop).unwrap_err().kind(), ErrorKind::Unsupported, "{reason}");
         return;
     }
@@ -126,7 +137,8 @@ fn a_failing_backend_fails_with_its_errno_and_keeps_what_was_written() {
 
 #[test]
 fn a_directory_that_does_not_exist_is_named() {
-    let config = BackendConfig { engine: Engine::File, directory: Some("/nonexistent/place".into()), direct: DirectIo::Auto };
+    let config =
+        BackendConfig { engine: Engine::File, directory: Some("/nonexistent/place".into()), direct: DirectIo::Auto };
     let error = open_backend(&config, LEN).map(drop).unwrap_err();
     assert!(error.to_string().contains("/nonexistent/place"), "{error}");
 }
@@ -137,7 +149,10 @@ fn tmpfs_takes_or_refuses_direct_io_and_says_which() {
     if !shm.is_dir() {
         return;
     }
-    let required = open_backend(&BackendConfig { engine: Engine::File, directory: Some(shm.to_owned()), direct: DirectIo::Require }, LEN);
+    let required = open_backend(
+        &BackendConfig { engine: Engine::File, directory: Some(shm.to_owned()), direct: DirectIo::Require },
+        LEN,
+    );
     let auto = open(Engine::File, DirectIo::Auto, shm);
     match required {
         Ok(_) => assert!(auto.info().direct),

@@ -1,4 +1,5 @@
 //! The timing model against closed forms, Little's law, and published points of the drives.
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
 
 use tiermem_core::device::{DeviceSpec, Operation, Request, Schedule};
 
@@ -20,7 +21,12 @@ fn plain() -> DeviceSpec {
 fn closed_loop(spec: &DeviceSpec, queue_depth: usize, count: u64) -> (f64, f64, u64) {
     let mut schedule = Schedule::new(vec![(spec.clone(), queue_depth)], 42);
     let requests: Vec<Request> = (0..count)
-        .map(|n| Request { device: 0, operation: Operation::Read, offset: tiermem_core::rng::draw(9, n) % 100_000_000 * 4096, nbytes: 4096 })
+        .map(|n| Request {
+            device: 0,
+            operation: Operation::Read,
+            offset: tiermem_core::rng::draw(9, n) % 100_000_000 * 4096,
+            nbytes: 4096,
+        })
         .collect();
     let handle = schedule.submit(0, &requests);
     let elapsed = schedule.finish(handle);
@@ -119,8 +125,14 @@ fn results_do_not_depend_on_how_time_is_sliced() {
             if slices {
                 (0..10).for_each(|part| schedule.advance_to(now.saturating_sub(100_000) + part * 10_000));
             }
-            let requests: Vec<Request> =
-                (0..20).map(|n| Request { device: 0, operation: Operation::Read, offset: (batch * 31 + n * 7) * 4096, nbytes: 4096 }).collect();
+            let requests: Vec<Request> = (0..20)
+                .map(|n| Request {
+                    device: 0,
+                    operation: Operation::Read,
+                    offset: (batch * 31 + n * 7) * 4096,
+                    nbytes: 4096,
+                })
+                .collect();
             handles.push(schedule.submit(now, &requests));
         }
         handles.into_iter().map(|handle| schedule.finish(handle)).collect::<Vec<_>>()

@@ -1,4 +1,6 @@
 //! Training through any hierarchy gives the bits of training in memory, and a plain scalar twin agrees.
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
+#![expect(clippy::float_cmp, reason = "bits are the subject")]
 
 use proptest::prelude::*;
 use tiermem_core::ErrorKind;
@@ -18,14 +20,27 @@ fn tier(name: &str, device: &str, cache: Option<Budget>) -> TierConfig {
     TierConfig { name: name.into(), device, backend: BackendConfig::ram(), cache }
 }
 
-fn config(tables: &[(u64, usize)], tiers: Vec<TierConfig>, optimizer: OptimizerConfig, staging_bytes: u64) -> StoreConfig {
+fn config(
+    tables: &[(u64, usize)],
+    tiers: Vec<TierConfig>,
+    optimizer: OptimizerConfig,
+    staging_bytes: u64,
+) -> StoreConfig {
     let tables = tables.iter().enumerate().map(|(n, &(rows, dim))| TableConfig {
         name: format!("t{n}"),
         rows,
         dim,
         init: Initialisation::Uniform { bound: 0.1 },
     });
-    StoreConfig { tables: tables.collect(), tiers, optimizer, staging_bytes, memory_limit_bytes: None, clock: ClockMode::Virtual, seed: SEED }
+    StoreConfig {
+        tables: tables.collect(),
+        tiers,
+        optimizer,
+        staging_bytes,
+        memory_limit_bytes: None,
+        clock: ClockMode::Virtual,
+        seed: SEED,
+    }
 }
 
 /// One batch: for each table, bags of rows.
@@ -52,7 +67,8 @@ fn train(store: &Store, dims: &[(u64, usize)], batches: &[Batch], distance: usiz
     let mut tickets = std::collections::VecDeque::new();
     let prefetch = |batch: &Batch| {
         let flat: Vec<_> = batch.iter().map(|bags| flatten(bags)).collect();
-        let lookups: Vec<Lookup<'_>> = flat.iter().enumerate().map(|(table, (ids, offsets))| Lookup { table, ids, offsets }).collect();
+        let lookups: Vec<Lookup<'_>> =
+            flat.iter().enumerate().map(|(table, (ids, offsets))| Lookup { table, ids, offsets }).collect();
         store.prefetch(&lookups).unwrap()
     };
     let mut next = 0;
@@ -72,13 +88,13 @@ fn train(store: &Store, dims: &[(u64, usize)], batches: &[Batch], distance: usiz
         store.release(ticket).unwrap();
     }
     for (table, &(rows, dim)) in dims.iter().enumerate() {
-        let (mut weights, mut state) = (vec![0.0; rows as usize * dim], vec![0.0; rows as usize * store.state_floats()]);
+        let (mut weights, mut state) =
+            (vec![0.0; rows as usize * dim], vec![0.0; rows as usize * store.state_floats()]);
         store.read_rows(table, 0, &mut weights, &mut state).unwrap();
         bits.extend(weights.iter().chain(&state).map(|value| value.to_bits()));
     }
     bits
 }
-
 
 /// The same training, written down plainly, in the documented order of additions.
 fn scalar_twin(dims: &[(u64, usize)], batches: &[Batch], optimizer: OptimizerConfig) -> Vec<u32> {
@@ -86,7 +102,9 @@ fn scalar_twin(dims: &[(u64, usize)], batches: &[Batch], optimizer: OptimizerCon
     let mut weights: Vec<Vec<f32>> = Vec::new();
     for (table, &(rows, dim)) in dims.iter().enumerate() {
         let mut all = vec![0.0; rows as usize * dim];
-        all.chunks_mut(dim).enumerate().for_each(|(row, out)| initialise_row(Initialisation::Uniform { bound: 0.1 }, SEED, table, row as u64, out));
+        all.chunks_mut(dim).enumerate().for_each(|(row, out)| {
+            initialise_row(Initialisation::Uniform { bound: 0.1 }, SEED, table, row as u64, out);
+        });
         weights.push(all);
     }
     let mut state: Vec<Vec<f32>> = dims.iter().map(|&(rows, _)| vec![0.0; rows as usize * state_floats]).collect();
@@ -149,7 +167,11 @@ fn batches(tables: usize, count: usize) -> impl Strategy<Value = Vec<Batch>> {
 
 /// Touches every row of both tables twice, so that every cache here overflows down to the home tier and back.
 fn churn() -> Vec<Batch> {
-    let batch = |step: u64| (0..2).map(|_| (0..6).map(|bag| (0..17).map(|n| (step * 100 + bag * 17 + n) % 400).collect()).collect()).collect();
+    let batch = |step: u64| {
+        (0..2)
+            .map(|_| (0..6).map(|bag| (0..17).map(|n| (step * 100 + bag * 17 + n) % 400).collect()).collect())
+            .collect()
+    };
     (0..8).map(batch).collect()
 }
 
@@ -208,7 +230,7 @@ fn clean_rows_are_never_written_back_and_absent_rows_cost_no_read() {
     }
     let stats = store.stats().unwrap();
     assert_eq!((stats.rows_written_back, stats.initialised_rows), (0, 1000));
-    assert_eq!(stats.tiers[1].device.counters, Default::default());
+    assert_eq!(stats.tiers[1].device.counters, tiermem_core::stats::DeviceCounters::default());
     assert_eq!(stats.tiers[0].held, 8);
 }
 
@@ -245,13 +267,20 @@ fn tickets_queue_for_staging_memory_and_are_admitted_in_order() {
 #[test]
 fn wrong_input_is_named() {
     let store = Store::open(small(two_tiers(8), 1 << 16)).unwrap();
-    let message = |ids: &[i64], offsets: &[i64]| store.prefetch(&[Lookup { table: 0, ids, offsets }]).unwrap_err().to_string();
+    let message =
+        |ids: &[i64], offsets: &[i64]| store.prefetch(&[Lookup { table: 0, ids, offsets }]).unwrap_err().to_string();
     assert!(message(&[1, 10_000], &[0]).contains("id 10000 is out of range; ids are 0 to 9999"));
     assert!(message(&[-1], &[0]).contains("id -1 is out of range"));
     assert!(message(&[1, 2, 3], &[0, 2, 1]).contains("ascend"));
     assert!(message(&[1], &[1]).contains("start at 0"));
     assert!(message(&[1], &[0, 2]).contains("stay within"));
-    assert!(store.prefetch(&[Lookup { table: 1, ids: &[], offsets: &[] }]).unwrap_err().to_string().contains("table 1 does not exist"));
+    assert!(
+        store
+            .prefetch(&[Lookup { table: 1, ids: &[], offsets: &[] }])
+            .unwrap_err()
+            .to_string()
+            .contains("table 1 does not exist")
+    );
 }
 
 #[test]
@@ -269,7 +298,9 @@ fn a_device_smaller_than_the_table_and_a_memory_limit_are_capacity_errors() {
 #[test]
 fn every_failure_of_a_backend_is_an_error_and_stops_the_store() {
     for operations in 0..12 {
-        let wrap = |_: usize, _: Box<dyn Backend>| -> Box<dyn Backend> { Box::new(FailingBackend::after(operations, libc::EIO, RamBackend::new(1 << 24))) };
+        let wrap = |_: usize, _: Box<dyn Backend>| -> Box<dyn Backend> {
+            Box::new(FailingBackend::after(operations, libc::EIO, RamBackend::new(1 << 24)))
+        };
         let store = Store::open_wrapped(small(two_tiers(4), 64 * 64), &wrap).unwrap();
         let mut failure = None;
         for step in 0..60i64 {
@@ -292,7 +323,8 @@ fn every_failure_of_a_backend_is_an_error_and_stops_the_store() {
 
 #[test]
 fn gradients_of_two_lookups_are_one_update_and_keep_the_rows() {
-    let open = |tiers| Store::open(config(&[(100, 4)], tiers, OptimizerConfig::RowwiseAdagrad { eps: 0.0 }, 1 << 16)).unwrap();
+    let open =
+        |tiers| Store::open(config(&[(100, 4)], tiers, OptimizerConfig::RowwiseAdagrad { eps: 0.0 }, 1 << 16)).unwrap();
     let two = open(vec![tier("dram", "dram-ddr4-2933", Some(Budget::Bytes(20))), tier("nand", "nand-p3700", None)]);
     let one = open(vec![tier("dram", "dram-ddr4-2933", None)]);
     let rows = |store: &Store| {
@@ -338,6 +370,6 @@ fn rows_that_were_written_are_read_wherever_they_are() {
     }
     store.close().unwrap();
     store.close().unwrap();
-    assert_eq!(store.now_ns() > 0, true);
+    assert!(store.now_ns() > 0);
     assert_eq!(store.prefetch(&[]).unwrap_err().kind(), ErrorKind::Closed);
 }

@@ -26,7 +26,11 @@ _PIPE_WIDTH = 240
 
 def add_output_options(parser: argparse.ArgumentParser) -> None:
     """`--json` and `--quiet`."""
-    parser.add_argument("--json", action="store_true", help="print one JSON object, and nothing else, on standard output")
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="print one JSON object, and nothing else, on standard output",
+    )
     parser.add_argument("--quiet", action="store_true", help="no progress")
 
 
@@ -84,7 +88,8 @@ class StepProgress:
             columns = (
                 TextColumn("{task.description:<24}"),
                 BarColumn(bar_width=30),
-                TextColumn("{task.completed}/{task.total} steps  {task.fields[rate]:>9,.0f} samples/s  loss {task.fields[loss]:.4f}"),
+                TextColumn("{task.completed}/{task.total} steps"),
+                TextColumn("{task.fields[rate]:>9,.0f} samples/s  loss {task.fields[loss]:.4f}"),
                 TimeElapsedColumn(),
             )
             self.bar = Progress(*columns, console=output.console)

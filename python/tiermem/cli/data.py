@@ -18,9 +18,16 @@ def add(verbs: "argparse._SubParsersAction[Any]") -> None:
     listing = actions.add_parser("list", help="data sets that have a name")
     add_output_options(listing)
     listing.set_defaults(run=_list)
-    fetch = actions.add_parser("fetch", help="fetch a data set into $TIERMEM_DATA (default: the user's cache directory)")
+    fetch = actions.add_parser(
+        "fetch", help="fetch a data set into $TIERMEM_DATA (default: the user's cache directory)"
+    )
     fetch.add_argument("name", metavar="NAME", help="ml-100k")
-    fetch.add_argument("--from", dest="source", metavar="PATH", help="a copy that you have: the RecBole 1.2.1 wheel, or a folder of its atomic files")
+    fetch.add_argument(
+        "--from",
+        dest="source",
+        metavar="PATH",
+        help="a copy that you have: the RecBole 1.2.1 wheel, or a folder of its atomic files",
+    )
     fetch.add_argument("--force", action="store_true", help="replace a copy that is there")
     add_output_options(fetch)
     fetch.set_defaults(run=_fetch)

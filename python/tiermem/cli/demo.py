@@ -21,15 +21,41 @@ def add(verbs: "argparse._SubParsersAction[Any]") -> None:
     parser = verbs.add_parser(
         "demo",
         help="train on real data through an emulated hierarchy, and check it",
-        description="Act one trains a DLRM on MovieLens-100K twice, all rows in DRAM and through an emulated NAND SSD, and checks"
-        " that both agree to the last bit. Act two trains on a recorded trace of a million rows, where tiering matters.",
+        description="Act one trains a DLRM on MovieLens-100K twice, all rows in DRAM and through an emulated"
+        " NAND SSD, and checks that both agree to the last bit. Act two trains on a recorded trace of a"
+        " million rows, where tiering matters.",
     )
-    parser.add_argument("--clock", choices=("virtual", "wall"), default="virtual", help="compute time, or wait for it (default: %(default)s)")
+    parser.add_argument(
+        "--clock",
+        choices=("virtual", "wall"),
+        default="virtual",
+        help="compute time, or wait for it (default: %(default)s)",
+    )
     parser.add_argument("--seed", type=int, help="seed of everything (default: as the experiment files say)")
-    parser.add_argument("--split", metavar="FILE.npz", help="array `split`, uint8: 0 train, 1 validation, 2 test, in file order")
-    parser.add_argument("--from", dest="source", metavar="PATH", help="a copy of MovieLens-100K that you have (wheel or folder)")
-    parser.add_argument("--directory", metavar="DIR", help="keep the emulated SSD in a scratch file there instead of in memory")
-    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="replace a value of both experiments")
+    parser.add_argument(
+        "--split",
+        metavar="FILE.npz",
+        help="array `split`, uint8: 0 train, 1 validation, 2 test, in file order",
+    )
+    parser.add_argument(
+        "--from",
+        dest="source",
+        metavar="PATH",
+        help="a copy of MovieLens-100K that you have (wheel or folder)",
+    )
+    parser.add_argument(
+        "--directory",
+        metavar="DIR",
+        help="keep the emulated SSD in a scratch file there instead of in memory",
+    )
+    parser.add_argument(
+        "--set",
+        dest="overrides",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="replace a value of both experiments",
+    )
     parser.add_argument("--out", metavar="DIR", help="run directory (default: runs/demo-TIME)")
     add_output_options(parser)
     parser.set_defaults(run=_run)
@@ -106,7 +132,9 @@ def _in_dram(experiment: Experiment) -> Experiment:
     return experiment.replace(hierarchy=hierarchy.model_dump(), budgets={})
 
 
-def _act_one(experiment: Experiment, options: argparse.Namespace, output: Output) -> "tuple[list[Run], dict[str, Any]]":
+def _act_one(
+    experiment: Experiment, options: argparse.Namespace, output: Output
+) -> "tuple[list[Run], dict[str, Any]]":
     from tiermem.cli.runs import train_run  # noqa: PLC0415
     from tiermem.train import logistic_regression  # noqa: PLC0415
 
@@ -128,8 +156,14 @@ def _act_two(experiment: Experiment, options: argparse.Namespace, output: Output
     distance = experiment.train.prefetch_distance
     output.line("Act two: a DLRM on the Scarab trace, a million rows, with and without prefetch")
     without = experiment.replace(train={**experiment.train.model_dump(), "prefetch_distance": 0})
-    three = Hierarchy.load("dram-optane-nand", clock=options.clock, budgets={"dram": experiment.budgets.get("dram", 0.1)})
-    with_optane = experiment.replace(hierarchy=three.with_directory(options.directory).model_dump(), budgets={})
+    three = Hierarchy.load(
+        "dram-optane-nand",
+        clock=options.clock,
+        budgets={"dram": experiment.budgets.get("dram", 0.1)},
+    )
+    with_optane = experiment.replace(
+        hierarchy=three.with_directory(options.directory).model_dump(), budgets={}
+    )
     dataset, in_dram = train_run(_in_dram(experiment), "trace dram", output)
     runs = [in_dram]
     for name, variant in (
@@ -155,7 +189,8 @@ def _agreement(in_dram: "Run", tiered: "list[Run]", act: str) -> list[_Check]:
         assert run.stats is not None, "a run has statistics after it has ended"  # noqa: S101
         for tier in run.stats.tiers[1:]:
             used = tier.device_reads > 0 and tier.device_writes > 0
-            text = f'{act}: "{run.name}" read {tier.name} {tier.device_reads:,} times and wrote it {tier.device_writes:,} times'
+            times = f"{tier.device_reads:,} times and wrote it {tier.device_writes:,} times"
+            text = f'{act}: "{run.name}" read {tier.name} {times}'
             checks.append(_Check(passed=used, text=text))
     return checks
 
@@ -163,4 +198,7 @@ def _agreement(in_dram: "Run", tiered: "list[Run]", act: str) -> list[_Check]:
 def _beats(run: "Run", baseline_auc: float) -> _Check:
     auc = run.test["auc"] if run.test else 0.0
     passed = auc >= baseline_auc + 0.005
-    return _Check(passed=passed, text=f"act one: test AUC {auc:.4f}, logistic regression {baseline_auc:.4f}, at least 0.005 above it")
+    return _Check(
+        passed=passed,
+        text=f"act one: test AUC {auc:.4f}, logistic regression {baseline_auc:.4f}, at least 0.005 above it",
+    )

@@ -26,13 +26,42 @@ def add(verbs: "argparse._SubParsersAction[Any]") -> None:
     show.set_defaults(run=_show)
     bench = actions.add_parser("bench", help="random reads over a range of queue depths")
     bench.add_argument("name", metavar="NAME", help="a shipped name, or a path")
-    bench.add_argument("--queue-depth", default="1,2,4,8,16,32,64,128", metavar="N,N", help="queue depths (default: %(default)s)")
-    bench.add_argument("--block", default="4KiB", metavar="SIZE", help="size of a read (default: %(default)s)")
-    bench.add_argument("--capacity", default="1GiB", metavar="SIZE", help="bytes to emulate (default: %(default)s)")
-    bench.add_argument("--requests", type=int, default=50_000, metavar="N", help="reads per point (default: %(default)s)")
-    bench.add_argument("--clock", choices=("virtual", "wall"), default="virtual", help="compute time, or wait (default: %(default)s)")
-    bench.add_argument("--directory", metavar="DIR", help="keep the bytes in a scratch file there instead of in memory")
-    bench.add_argument("--seed", type=int, default=1, help="seed of offsets and latency draws (default: %(default)s)")
+    bench.add_argument(
+        "--queue-depth",
+        default="1,2,4,8,16,32,64,128",
+        metavar="N,N",
+        help="queue depths (default: %(default)s)",
+    )
+    bench.add_argument(
+        "--block", default="4KiB", metavar="SIZE", help="size of a read (default: %(default)s)"
+    )
+    bench.add_argument(
+        "--capacity", default="1GiB", metavar="SIZE", help="bytes to emulate (default: %(default)s)"
+    )
+    bench.add_argument(
+        "--requests",
+        type=int,
+        default=50_000,
+        metavar="N",
+        help="reads per point (default: %(default)s)",
+    )
+    bench.add_argument(
+        "--clock",
+        choices=("virtual", "wall"),
+        default="virtual",
+        help="compute time, or wait (default: %(default)s)",
+    )
+    bench.add_argument(
+        "--directory",
+        metavar="DIR",
+        help="keep the bytes in a scratch file there instead of in memory",
+    )
+    bench.add_argument(
+        "--seed",
+        type=int,
+        default=1,
+        help="seed of offsets and latency draws (default: %(default)s)",
+    )
     add_output_options(bench)
     bench.set_defaults(run=_bench)
 
@@ -76,16 +105,30 @@ def _bench(options: argparse.Namespace) -> int:
     try:
         depths = [int(text) for text in options.queue_depth.split(",")]
     except ValueError:
-        raise ConfigError(f'--queue-depth "{options.queue_depth}" is not a list of integers such as 1,8,32') from None
+        raise ConfigError(
+            f'--queue-depth "{options.queue_depth}" is not a list of integers such as 1,8,32'
+        ) from None
     if min(depths) < 1 or options.requests < 1:
         raise ConfigError("queue depths and --requests must be at least 1")
     backend = None if options.directory is None else BackendConfig(engine="auto", directory=options.directory)
     points = []
     for depth in depths:
         device = open_device(
-            options.name, capacity=options.capacity, clock=options.clock, backend=backend, queue_depth=depth, seed=options.seed
+            options.name,
+            capacity=options.capacity,
+            clock=options.clock,
+            backend=backend,
+            queue_depth=depth,
+            seed=options.seed,
         )
-        points.append(bench_device(device, nbytes=parse_bytes(options.block), requests=options.requests, seed=options.seed))
+        points.append(
+            bench_device(
+                device,
+                nbytes=parse_bytes(options.block),
+                requests=options.requests,
+                seed=options.seed,
+            )
+        )
     rows = tuple(
         (
             str(point.queue_depth),
@@ -99,11 +142,24 @@ def _bench(options: argparse.Namespace) -> int:
         for point in points
     )
     heads = ("queue depth", "IOPS", "bandwidth", "mean", "p50", "p99", "late")
-    output.table(Table(f"{options.name} (emulated), random reads of {options.block}, {options.clock} clock", heads, rows))
+    output.table(
+        Table(
+            f"{options.name} (emulated), random reads of {options.block}, {options.clock} clock",
+            heads,
+            rows,
+        )
+    )
     stats = device.stats()
-    output.result(f"bytes kept by: {stats.engine}{', past the page cache' if stats.direct else ''}{'; ' + stats.fallback_reason if stats.fallback_reason else ''}")
+    direct = ", past the page cache" if stats.direct else ""
+    reason = f"; {stats.fallback_reason}" if stats.fallback_reason else ""
+    output.result(f"bytes kept by: {stats.engine}{direct}{reason}")
     output.document(
-        {"device": options.name, "clock": options.clock, "engine": stats.engine, "fallback_reason": stats.fallback_reason,
-         "points": [dataclasses.asdict(point) for point in points]}
+        {
+            "device": options.name,
+            "clock": options.clock,
+            "engine": stats.engine,
+            "fallback_reason": stats.fallback_reason,
+            "points": [dataclasses.asdict(point) for point in points],
+        }
     )
     return 0

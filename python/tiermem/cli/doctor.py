@@ -16,7 +16,11 @@ __all__ = ["add"]
 def add(verbs: "argparse._SubParsersAction[Any]") -> None:
     """Adds the verb."""
     parser = verbs.add_parser("doctor", help="what this host can do: io_uring, O_DIRECT, timers, memory")
-    parser.add_argument("--directory", metavar="DIR", help="where scratch files would go (default: the temporary directory)")
+    parser.add_argument(
+        "--directory",
+        metavar="DIR",
+        help="where scratch files would go (default: the temporary directory)",
+    )
     add_output_options(parser)
     parser.set_defaults(run=_run)
 
@@ -27,7 +31,8 @@ def _run(options: argparse.Namespace) -> int:
     output = Output(options)
     report = probe_host(Path(options.directory or tempfile.gettempdir()))
     output.result(f"cores            {report.cores}")
-    output.result(f"memory           {format_bytes(report.memory_bytes)}, {format_bytes(report.memory_available_bytes)} available")
+    available = format_bytes(report.memory_available_bytes)
+    output.result(f"memory           {format_bytes(report.memory_bytes)}, {available} available")
     output.result(f"io_uring         {report.io_uring_refusal or 'yes'}")
     if report.directory_refusal:
         output.result(f"scratch files    {report.directory_refusal}")
@@ -35,6 +40,7 @@ def _run(options: argparse.Namespace) -> int:
         output.result(f"scratch files    {report.directory}, {format_bytes(report.free_bytes)} free")
         output.result(f"O_DIRECT         {report.direct_io_refusal or 'yes'}")
     output.result(f"sleep of 100 us  overshoots by {report.sleep_overshoot_us:.0f} us; waits spin at the end")
-    output.result(f"extension        {report.build_profile} build{'' if report.build_profile == 'release' else ': do not benchmark it'}")
+    warning = "" if report.build_profile == "release" else ": do not benchmark it"
+    output.result(f"extension        {report.build_profile} build{warning}")
     output.document({**dataclasses.asdict(report), "host": host()})
     return 1 if report.directory_refusal else 0

@@ -16,7 +16,9 @@ def add(verbs: "argparse._SubParsersAction[Any]") -> None:
     """Adds the verb."""
     parser = verbs.add_parser("report", help="tables and page of recorded runs")
     parser.add_argument("runs", nargs="+", metavar="RUN_DIR", help="a directory that train or demo wrote")
-    parser.add_argument("--figures", metavar="DIR", help="also write each plot as SVG, for light and for dark pages")
+    parser.add_argument(
+        "--figures", metavar="DIR", help="also write each plot as SVG, for light and for dark pages"
+    )
     add_output_options(parser)
     parser.set_defaults(run=_run)
 

@@ -25,7 +25,11 @@ def train_run(
 
 
 def run_record(
-    configs: Mapping[str, Config], runs: Sequence[Run], *, seed: int, quality: Mapping[str, Any] | None = None
+    configs: Mapping[str, Config],
+    runs: Sequence[Run],
+    *,
+    seed: int,
+    quality: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The record of one or several runs; series and host times stand outside the digest."""
     made = record(
@@ -37,6 +41,8 @@ def run_record(
     )
     made["series"] = canonical({run.name: run.series() for run in runs})
     made["wall_s"] = {run.name: round(run.wall_s, 3) for run in runs}
-    engines = {run.name: {tier.name: tier.device.engine for tier in run.stats.tiers} for run in runs if run.stats}
+    engines = {
+        run.name: {tier.name: tier.device.engine for tier in run.stats.tiers} for run in runs if run.stats
+    }
     made["engines"] = engines
     return made

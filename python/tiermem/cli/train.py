@@ -15,10 +15,19 @@ def add(verbs: "argparse._SubParsersAction[Any]") -> None:
     parser = verbs.add_parser(
         "train",
         help="train the model of an experiment",
-        epilog='Example: tiermem train --config demo-quality --set train.epochs=1 --set hierarchy=dram-optane-nand --set "budgets={}"',
+        epilog="Example: tiermem train --config demo-quality --set train.epochs=1",
     )
-    parser.add_argument("--config", required=True, metavar="FILE", help="an experiment file, or a shipped name")
-    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="replace one value, e.g. train.epochs=2")
+    parser.add_argument(
+        "--config", required=True, metavar="FILE", help="an experiment file, or a shipped name"
+    )
+    parser.add_argument(
+        "--set",
+        dest="overrides",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="replace one value, e.g. train.epochs=2",
+    )
     parser.add_argument("--seed", type=int, help="replaces the experiment's seed")
     parser.add_argument("--out", metavar="DIR", help="run directory (default: runs/train-TIME)")
     add_output_options(parser)
@@ -40,5 +49,10 @@ def _run(options: argparse.Namespace) -> int:
     warn_if_late(output, record)
     output.result(f"results digest {record['results_digest']}")
     output.result(f"report: {directory / 'report.html'}")
-    output.document({"run_directory": str(directory), **{key: record[key] for key in ("results_digest", "results", "quality", "host")}})
+    output.document(
+        {
+            "run_directory": str(directory),
+            **{key: record[key] for key in ("results_digest", "results", "quality", "host")},
+        }
+    )
     return 0

@@ -32,7 +32,7 @@ class SplitConfig(Config):
     fractions: tuple[float, float, float] = (0.8, 0.1, 0.1)
     """Shares of training, validation and test, drawn at random by the experiment's seed."""
     file: str | None = None
-    """An .npz with an array `split`, uint8: 0 train, 1 validation, 2 test, in file order; replaces the fractions."""
+    """An .npz with an array `split`, uint8: 0 train, 1 validation, 2 test; replaces the fractions."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -47,7 +47,7 @@ class Ml100kData(Config):
     name: Literal["ml-100k"]
     """Selects this data set."""
     path: str | None = None
-    """Folder with `ml-100k.inter`, `.user` and `.item`; `None`: the cache filled by `tiermem data fetch ml-100k`."""
+    """Folder of the atomic files; `None`: the cache that `tiermem data fetch ml-100k` fills."""
     label_threshold: float = 4.0
     """A rating of at least this is a positive."""
     split: SplitConfig = SplitConfig()
@@ -191,15 +191,13 @@ class Experiment(Config):
     """Training."""
     hierarchy: Annotated[Hierarchy, BeforeValidator(_hierarchy)]
     """A name, a path, or a table with the contents of a hierarchy file."""
-    budgets: dict[str, Budget] = {}
+    budgets: dict[str, Budget] = Field(default_factory=dict)
     """Cache budgets by tier name; replace the hierarchy's."""
     compute: ComputeConfig
     """Dense work in virtual time."""
 
     @classmethod
-    def load(
-        cls, name_or_path: str | os.PathLike[str], overrides: Sequence[str] = ()
-    ) -> Self:
+    def load(cls, name_or_path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Self:
         """A shipped experiment by name, or a file, with `path.to.key=value` overrides.
 
         Raises:

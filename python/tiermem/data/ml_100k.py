@@ -23,7 +23,8 @@ def read_ml_100k(config: Ml100kData, split_of: Callable[[int], Split]) -> Datase
     folder = data_directory() / "ml-100k" if config.path is None else Path(config.path)
     if not folder.is_dir():
         raise ConfigError(
-            f'there is no folder {folder}; run "tiermem data fetch ml-100k" first, with --from PATH if you have a copy'
+            f'there is no folder {folder}; run "tiermem data fetch ml-100k" first'
+            " (with --from PATH if you have a copy)"
         )
     inter = read_atomic(folder / "ml-100k.inter")
     users = read_atomic(folder / "ml-100k.user")
@@ -36,7 +37,10 @@ def read_ml_100k(config: Ml100kData, split_of: Callable[[int], Split]) -> Datase
         texts = items.text(name)
         return [texts[row] for row in item_rows]
 
-    sparse = [categorical("user_id", inter.text("user_id")), categorical("item_id", inter.text("item_id"))]
+    sparse = [
+        categorical("user_id", inter.text("user_id")),
+        categorical("item_id", inter.text("item_id")),
+    ]
     for name in _USER_COLUMNS:
         texts = users.text(name)
         sparse.append(categorical(name, [texts[row] for row in user_rows]))

@@ -51,7 +51,9 @@ class AtomicFile:
             try:
                 values[row] = float(text) if text else np.nan
             except ValueError:
-                raise ConfigError(f'{self.path}, line {row + 2}: "{text}" in column "{name}" is not a number') from None
+                raise ConfigError(
+                    f'{self.path}, line {row + 2}: "{text}" in column "{name}" is not a number'
+                ) from None
         return values
 
 
@@ -71,7 +73,9 @@ def read_atomic(path: Path) -> AtomicFile:
     for field in lines[0].rstrip("\r").split("\t"):
         name, separator, kind = field.rpartition(":")
         if not separator or kind not in _TYPES:
-            raise ConfigError(f'{path}, line 1: "{field}" is not NAME:TYPE with a type of {", ".join(_TYPES)}')
+            raise ConfigError(
+                f'{path}, line 1: "{field}" is not NAME:TYPE with a type of {", ".join(_TYPES)}'
+            )
         types[name] = kind
     rows = []
     for number, line in enumerate(lines[1:], start=2):
@@ -79,11 +83,17 @@ def read_atomic(path: Path) -> AtomicFile:
             continue
         values = line.rstrip("\r").split("\t")
         if len(values) != len(types):
-            raise ConfigError(f"{path}, line {number}: {len(values)} values; the header has {len(types)} columns")
+            raise ConfigError(
+                f"{path}, line {number}: {len(values)} values; the header has {len(types)} columns"
+            )
         rows.append(values)
     if not rows:
         raise ConfigError(f"{path} has no rows")
-    return AtomicFile(path, types, {name: list(values) for name, values in zip(types, zip(*rows, strict=True), strict=True)})
+    return AtomicFile(
+        path,
+        types,
+        {name: list(values) for name, values in zip(types, zip(*rows, strict=True), strict=True)},
+    )
 
 
 def join(inter: AtomicFile, side: AtomicFile) -> list[int]:
@@ -119,7 +129,7 @@ def multi_hot(name: str, values: Sequence[str]) -> SparseColumn:
 
 
 def normalise(columns: Sequence[npt.NDArray[np.float64]], split: Split, count: int) -> Floats:
-    """Dense features [N, F] with mean 0 and deviation 1 over the training part; missing values become the mean."""
+    """Dense features [N, F] with mean 0 and deviation 1 over training; a missing value is the mean."""
     if not columns:
         return np.zeros((count, 0), dtype=np.float32)
     values = np.stack(columns, axis=1)
@@ -127,11 +137,12 @@ def normalise(columns: Sequence[npt.NDArray[np.float64]], split: Split, count: i
     mean = np.nanmean(training, axis=0)
     deviation = np.nanstd(training, axis=0)
     scaled = (values - mean) / np.where(deviation > 0, deviation, 1.0)
-    return np.nan_to_num(scaled).astype(np.float32)
+    dense: Floats = np.nan_to_num(scaled).astype(np.float32)
+    return dense
 
 
 def read_recbole(config: RecboleData, split_of: Callable[[int], Split]) -> Dataset:
-    """Interactions joined with the files of users and items: tokens are categorical, sequences bags, numbers dense."""
+    """Interactions joined with users and items: tokens are categorical, sequences bags, numbers dense."""
     folder = Path(config.path)
     inter = read_atomic(folder / f"{config.dataset}.inter")
     ratings = inter.numbers(config.label)

@@ -53,7 +53,10 @@ def read_trace_dataset(config: TraceData, seed: int) -> Dataset:
     offsets = np.arange(samples + 1, dtype=np.int64) * config.ids_per_bag
     sparse = tuple(
         SparseColumn(
-            f"table_{table}", config.rows_per_table, hash_rows(keys, table, config.rows_per_table), offsets
+            f"table_{table}",
+            config.rows_per_table,
+            hash_rows(keys, table, config.rows_per_table),
+            offsets,
         )
         for table in range(config.tables)
     )

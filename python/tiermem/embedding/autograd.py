@@ -13,7 +13,7 @@ class _PooledLookup(torch.autograd.Function):
     """Forward gathers; backward hands the gradient to the store. `anchor` makes autograd call it."""
 
     @staticmethod
-    def forward(  # noqa: D102
+    def forward(
         ctx: Any,  # noqa: ANN401 (torch's context has no useful type)
         anchor: torch.Tensor,  # noqa: ARG004
         store: EmbeddingStore,
@@ -26,7 +26,7 @@ class _PooledLookup(torch.autograd.Function):
         return tuple(store.gather(ticket, position) for position in range(len(ticket.lookups)))
 
     @staticmethod
-    def backward(  # noqa: D102
+    def backward(
         ctx: Any,  # noqa: ANN401
         *gradients: torch.Tensor | None,
     ) -> tuple[torch.Tensor | None, ...]:

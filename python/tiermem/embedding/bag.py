@@ -43,7 +43,7 @@ class TieredEmbeddingBag(nn.Module):
         torch.Size([2, 8])
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0917 (torch's signature)
         self,
         num_embeddings: int,
         embedding_dim: int,
@@ -81,9 +81,7 @@ class TieredEmbeddingBag(nn.Module):
         self.embedding_dim = embedding_dim
         self.mode = mode
         self.include_last_offset = include_last_offset
-        table = TableConfig(
-            name="weight", rows=num_embeddings, dim=embedding_dim, init_bound=init_bound
-        )
+        table = TableConfig(name="weight", rows=num_embeddings, dim=embedding_dim, init_bound=init_bound)
         self.bags = TieredEmbeddingBagCollection(
             [table],
             hierarchy=hierarchy,
@@ -96,7 +94,12 @@ class TieredEmbeddingBag(nn.Module):
 
     @classmethod
     def from_torch(
-        cls, module: nn.EmbeddingBag, *, hierarchy: Hierarchy, optimizer: SGD | RowWiseAdagrad, **options: Any  # noqa: ANN401
+        cls,
+        module: nn.EmbeddingBag,
+        *,
+        hierarchy: Hierarchy,
+        optimizer: SGD | RowWiseAdagrad,
+        **options: Any,  # noqa: ANN401
     ) -> Self:
         """A tiered bag with the weights and the settings of a torch module; streams them in chunks.
 

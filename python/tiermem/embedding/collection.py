@@ -181,9 +181,7 @@ class TieredEmbeddingBagCollection(nn.Module):
             load_rows(self.store, position, weights, rows)
 
 
-def load_rows(
-    store: EmbeddingStore, table: int, weights: torch.Tensor, state: torch.Tensor | None
-) -> None:
+def load_rows(store: EmbeddingStore, table: int, weights: torch.Tensor, state: torch.Tensor | None) -> None:
     """Writes a whole table in chunks of bounded size.
 
     Raises:
@@ -192,7 +190,8 @@ def load_rows(
     config = store.tables[table]
     if tuple(weights.shape) != (config.rows, config.dim):
         raise ConfigError(
-            f'weights of table "{config.name}" are {list(weights.shape)}; expected {[config.rows, config.dim]}'
+            f'weights of table "{config.name}" are {list(weights.shape)}; '
+            f"expected {[config.rows, config.dim]}"
         )
     chunk = max(1, 2**22 // config.dim)
     for start in range(0, config.rows, chunk):
@@ -224,5 +223,3 @@ def _bags(lookup: Lookup, offsets: torch.Tensor, first: int, last: int) -> Looku
     end = int(offsets[last]) if last < len(offsets) else len(lookup.ids)
     weights = None if lookup.sample_weights is None else lookup.sample_weights[begin:end]
     return Lookup(lookup.table, lookup.ids[begin:end], offsets[first:last] - begin, weights)
-
-

@@ -189,20 +189,18 @@ class EmbeddingStore:
         lookup = ticket.lookups[position]
         out = new_float(len(lookup.offsets), self.tables[lookup.table].dim)
         began_ns = self.now_ns()
-        ticket._core.gather(  # noqa: SLF001 (the handle is this module's own)
+        ticket._core.gather(
             position, bytes_of(out), mean=self.mode == "mean", sample_weights=_weights(lookup)
         )
         self.times.gather_ns += self.now_ns() - began_ns
         return out
 
-    def backward(
-        self, ticket: Ticket, position: int, gradients: torch.Tensor, *, lr: float | None
-    ) -> None:
-        """Takes the gradient float32 [B, D] of a lookup: applied at once with `lr`, kept for `step` without."""
+    def backward(self, ticket: Ticket, position: int, gradients: torch.Tensor, *, lr: float | None) -> None:
+        """Takes the gradient float32 [B, D] of a lookup: applied at once with `lr`, kept without."""
         lookup = ticket.lookups[position]
         view = bytes_of(float_rows("gradients", gradients))
         mean, weights = self.mode == "mean", _weights(lookup)
-        core = ticket._core  # noqa: SLF001
+        core = ticket._core
         began_ns = self.now_ns()
         if lr is None:
             core.accumulate(position, view, mean=mean, sample_weights=weights)
@@ -210,17 +208,15 @@ class EmbeddingStore:
             core.update(position, view, lr, mean=mean, sample_weights=weights)
         self.times.update_ns += self.now_ns() - began_ns
 
-    def sample_weight_gradient(
-        self, ticket: Ticket, position: int, gradients: torch.Tensor
-    ) -> torch.Tensor:
+    def sample_weight_gradient(self, ticket: Ticket, position: int, gradients: torch.Tensor) -> torch.Tensor:
         """Gradient float32 [L] of a lookup's sample weights; before its rows are updated."""
         out = new_float(len(ticket.lookups[position].ids))
         view = bytes_of(float_rows("gradients", gradients))
-        ticket._core.sample_weight_gradient(position, view, bytes_of(out))  # noqa: SLF001
+        ticket._core.sample_weight_gradient(position, view, bytes_of(out))
         return out
 
     def step(self, lr: float) -> None:
-        """Applies all kept gradients: contributions in order of (batch, lookup, bag, position), one update a row."""
+        """Applies all kept gradients, in order of (batch, lookup, bag, position): one update a row."""
         began_ns = self.now_ns()
         self._core.step(lr)
         self.times.update_ns += self.now_ns() - began_ns

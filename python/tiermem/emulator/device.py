@@ -72,9 +72,7 @@ class Device:
             raise InputError(
                 f"data must be uint8 [{len(places)}, nbytes], got {data.dtype} {list(data.shape)}"
             )
-        self._core.write_batch(
-            places.view(np.uint8), data.shape[1], np.ascontiguousarray(data).reshape(-1)
-        )
+        self._core.write_batch(places.view(np.uint8), data.shape[1], np.ascontiguousarray(data).reshape(-1))
 
     def stats(self) -> DeviceStats:
         """Counters, latencies by the model, utilisation, energy."""

@@ -13,6 +13,8 @@ class DotInteraction(nn.Module):
     Source: Naumov et al., Deep Learning Recommendation Model, arXiv 1906.00091, section 2.
     """
 
+    pairs: torch.Tensor
+
     def __init__(self, sparse_features: int, dim: int) -> None:
         super().__init__()
         vectors = sparse_features + 1

@@ -1,5 +1,6 @@
 """A multilayer perceptron."""
 
+import itertools
 from collections.abc import Sequence
 
 from torch import nn
@@ -15,7 +16,7 @@ def mlp(widths: Sequence[int], *, last_relu: bool) -> nn.Sequential:
         3
     """
     layers: list[nn.Module] = []
-    for number, (inputs, outputs) in enumerate(zip(widths, widths[1:], strict=False)):
+    for number, (inputs, outputs) in enumerate(itertools.pairwise(widths)):
         layers.append(nn.Linear(inputs, outputs))
         if last_relu or number < len(widths) - 2:
             layers.append(nn.ReLU())

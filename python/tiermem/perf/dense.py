@@ -1,6 +1,7 @@
 """Dense work of one DLRM step, counted, and its time on the machine of a `[compute]` table."""
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -33,7 +34,7 @@ class DenseCost:
 
 
 def _layers(widths: Sequence[int]) -> list[tuple[int, int]]:
-    return list(zip(widths, widths[1:], strict=False))
+    return list(itertools.pairwise(widths))
 
 
 def dense_cost(

@@ -28,7 +28,7 @@ def figures(record: Mapping[str, Any], *, ink: str = "currentColor") -> dict[str
     Raises:
         ConfigError: if matplotlib is not installed.
     """
-    plots: dict[str, Callable[[Mapping[str, Any]], "Figure | None"]] = {
+    plots: dict[str, Callable[[Mapping[str, Any]], Figure | None]] = {
         "Loss and AUC by epoch": _quality,
         "Hit rate over time": _hit_rates,
         "Step time by stage": _stages,
@@ -86,12 +86,30 @@ def _quality(record: Mapping[str, Any]) -> "Figure | None":
     figure, (losses, aucs) = _new(2)
     for position, (name, run) in enumerate(runs.items()):
         numbers = range(1, len(run["epochs"]) + 1)
-        style = {"marker": "ox+s"[position % 4], "linestyle": ("-", "--", ":", "-.")[position % 4]}
-        losses.plot(numbers, [epoch["train_loss"] for epoch in run["epochs"]], label=f"{name}: train", **style)
+        style: dict[str, Any] = {
+            "marker": "ox+s"[position % 4],
+            "linestyle": ("-", "--", ":", "-.")[position % 4],
+        }
+        losses.plot(
+            numbers,
+            [epoch["train_loss"] for epoch in run["epochs"]],
+            label=f"{name}: train",
+            **style,
+        )
         validation = [epoch["validation"]["logloss"] for epoch in run["epochs"]]
         losses.plot(numbers, validation, label=f"{name}: validation", **style)
-        aucs.plot(numbers, [epoch["validation"]["auc"] for epoch in run["epochs"]], label=f"{name}: validation", **style)
-        aucs.plot(numbers, [epoch["test"]["auc"] for epoch in run["epochs"]], label=f"{name}: test", **style)
+        aucs.plot(
+            numbers,
+            [epoch["validation"]["auc"] for epoch in run["epochs"]],
+            label=f"{name}: validation",
+            **style,
+        )
+        aucs.plot(
+            numbers,
+            [epoch["test"]["auc"] for epoch in run["epochs"]],
+            label=f"{name}: test",
+            **style,
+        )
     if record["quality"].get("baseline"):
         auc = record["quality"]["baseline"]["test"]["auc"]
         aucs.axhline(auc, color=_INK, linewidth=0.8, linestyle=":", label="logistic regression: test")
@@ -144,7 +162,13 @@ def _latency(record: Mapping[str, Any]) -> "Figure | None":
         return None
     figure, (axes,) = _new()
     for name, points in curves.items():
-        axes.step([ns / 1000 for ns, _ in points], [share * 100 for _, share in points], where="post", label=name, linewidth=1.2)
+        axes.step(
+            [ns / 1000 for ns, _ in points],
+            [share * 100 for _, share in points],
+            where="post",
+            label=name,
+            linewidth=1.2,
+        )
     axes.set_xscale("log")
     _labels(axes, "latency, us (emulated)", "reads at or below, %")
     return figure

@@ -1,4 +1,4 @@
-"""Tables of a record, as plain rows that the terminal and the page both show. docs/metrics.md defines the columns."""
+"""Tables of a record, for the terminal and the page alike. docs/metrics.md defines the columns."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -44,7 +44,18 @@ def step_table(record: Mapping[str, Any]) -> Table:
         percentiles = [format_duration(run["step_ns"][key]) for key in ("p50", "p95", "p99")]
         stages = [format_duration(value) for value in run["stage_mean_ns"].values()]
         rows.append((name, *percentiles, *stages, f"{run['samples_per_s']:,.0f}"))
-    heads = ("run", "p50", "p95", "p99", "wait", "gather", "dense", "update", "write-back", "samples/s")
+    heads = (
+        "run",
+        "p50",
+        "p95",
+        "p99",
+        "wait",
+        "gather",
+        "dense",
+        "update",
+        "write-back",
+        "samples/s",
+    )
     return Table("Step time, and the mean of its stages", heads, tuple(rows))
 
 
@@ -56,7 +67,15 @@ def tier_table(record: Mapping[str, Any]) -> Table:
         moved = device["read_bytes"] + device["write_bytes"]
         media = device["media_read_bytes"] + device["media_write_bytes"]
         sizes = tuple(format_bytes(nbytes) for nbytes in (tier["asked_bytes"], moved, media))
-        rows.append((name, f"{tier['held']:,}", f"{tier['hit_rate']:.1%}", f"{tier['unconditional_hit_rate']:.1%}", *sizes))
+        rows.append(
+            (
+                name,
+                f"{tier['held']:,}",
+                f"{tier['hit_rate']:.1%}",
+                f"{tier['unconditional_hit_rate']:.1%}",
+                *sizes,
+            )
+        )
     heads = ("run: tier", "held", "hit rate", "of all rows", "asked", "moved", "media")
     return Table("Tiers: rows and bytes", heads, tuple(rows))
 
@@ -79,7 +98,16 @@ def device_table(record: Mapping[str, Any]) -> Table:
                 f"{device['energy_joules']:.3g} J",
             )
         )
-    heads = ("run: tier", "emulated device", "reads", "writes", "read p50", "read p99", "utilisation", "energy")
+    heads = (
+        "run: tier",
+        "emulated device",
+        "reads",
+        "writes",
+        "read p50",
+        "read p99",
+        "utilisation",
+        "energy",
+    )
     return Table("Tiers: emulated devices", heads, tuple(rows))
 
 

@@ -54,6 +54,4 @@ def logistic_regression(dataset: Dataset) -> BaselineResult:
         if best is None or auc > best[0]:
             best = (auc, inverse_penalty, model)
     assert best is not None, "the list of penalties is not empty"  # noqa: S101
-    return BaselineResult(
-        inverse_penalty=best[1], test=score(test_labels, best[2].predict_proba(test)[:, 1])
-    )
+    return BaselineResult(inverse_penalty=best[1], test=score(test_labels, best[2].predict_proba(test)[:, 1]))

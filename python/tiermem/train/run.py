@@ -81,7 +81,8 @@ class Run:
             raise ValueError("a run has results after it has ended")
         total_ns = sum(step.total for step in self.steps)
         stages = {
-            stage: sum(getattr(step, stage) for step in self.steps) // max(1, len(self.steps)) for stage in STAGES
+            stage: sum(getattr(step, stage) for step in self.steps) // max(1, len(self.steps))
+            for stage in STAGES
         }
         return {
             "clock": self.clock,

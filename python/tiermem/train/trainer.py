@@ -37,7 +37,12 @@ class Trainer:
     """
 
     def __init__(
-        self, experiment: Experiment, dataset: Dataset, *, name: str, progress: Progress | None = None
+        self,
+        experiment: Experiment,
+        dataset: Dataset,
+        *,
+        name: str,
+        progress: Progress | None = None,
     ) -> None:
         self.experiment = experiment
         self.dataset = dataset
@@ -48,7 +53,8 @@ class Trainer:
         torch.manual_seed(experiment.seed)
         self.shuffler = np.random.default_rng(experiment.seed)
         tables = [
-            TableConfig(name=column.name, rows=column.rows, dim=experiment.model.dim) for column in dataset.sparse
+            TableConfig(name=column.name, rows=column.rows, dim=experiment.model.dim)
+            for column in dataset.sparse
         ]
         self.bags = TieredEmbeddingBagCollection(
             tables,
@@ -64,7 +70,9 @@ class Trainer:
         self.steps_per_epoch = -(-len(self.samples) // self.train.batch_size)
         self.steps = self.steps_per_epoch * self.train.epochs
         self.optimizer = torch.optim.AdamW(
-            self.model.parameters(), lr=self.train.dense_lr, weight_decay=self.train.dense_weight_decay
+            self.model.parameters(),
+            lr=self.train.dense_lr,
+            weight_decay=self.train.dense_weight_decay,
         )
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
             self.optimizer, lambda step: max(0.0, 1.0 - step / max(1, self.steps))

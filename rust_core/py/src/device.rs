@@ -21,7 +21,8 @@ pub(crate) struct Device {
 
 fn offsets_of(offsets: &Bytes) -> PyResult<Vec<u64>> {
     let unsigned = offsets.values::<i64>()?.iter().map(|&offset| {
-        u64::try_from(offset).map_err(|_| to_python(Error::new(ErrorKind::Input, format!("offset {offset} is negative"))))
+        u64::try_from(offset)
+            .map_err(|_| to_python(Error::new(ErrorKind::Input, format!("offset {offset} is negative"))))
     });
     unsigned.collect()
 }
@@ -30,13 +31,23 @@ fn offsets_of(offsets: &Bytes) -> PyResult<Vec<u64>> {
 impl Device {
     #[new]
     #[pyo3(signature = (spec_json, *, backend_json, capacity_bytes, wall, queue_depth, seed))]
-    fn new(py: Python<'_>, spec_json: &str, backend_json: &str, capacity_bytes: u64, wall: bool, queue_depth: Option<u32>, seed: u64) -> PyResult<Self> {
+    fn new(
+        py: Python<'_>,
+        spec_json: &str,
+        backend_json: &str,
+        capacity_bytes: u64,
+        wall: bool,
+        queue_depth: Option<u32>,
+        seed: u64,
+    ) -> PyResult<Self> {
         let spec = DeviceSpec::from_json(spec_json).map_err(to_python)?;
         let backend: BackendConfig = parse_json("backend", backend_json)?;
         let clock = Arc::new(if wall { Clock::new_wall() } else { Clock::new_virtual() });
         let for_device = Arc::clone(&clock);
         let inner = py
-            .detach(|| EmulatedDevice::new(spec, open_backend(&backend, capacity_bytes)?, for_device, queue_depth, seed))
+            .detach(|| {
+                EmulatedDevice::new(spec, open_backend(&backend, capacity_bytes)?, for_device, queue_depth, seed)
+            })
             .map_err(to_python)?;
         Ok(Self { inner, clock })
     }

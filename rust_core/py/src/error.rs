@@ -25,7 +25,6 @@ pub(crate) fn error_classes() -> Vec<(String, &'static str)> {
 }
 
 /// An exception of the class for this kind; `DeviceError` carries the errno where one is known.
-#[expect(clippy::needless_pass_by_value, reason = "the signature that map_err needs")]
 pub(crate) fn to_python(error: Error) -> PyErr {
     static MODULE: PyOnceLock<Py<PyModule>> = PyOnceLock::new();
     Python::attach(|py| {

@@ -1,6 +1,7 @@
 //! The binding: extract arguments, detach from the interpreter, call the core, convert. No logic.
 
 #![deny(unsafe_code)]
+#![allow(clippy::needless_pass_by_value, reason = "extracted arguments are owned, that is how the buffers stay alive")]
 
 mod buffer;
 mod device;
@@ -27,6 +28,10 @@ mod _core {
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        if cfg!(debug_assertions) {
+            let text = c"this is a debug build of tiermem, many times slower than a release build; do not measure it";
+            PyErr::warn(module.py(), &module.py().get_type::<pyo3::exceptions::PyRuntimeWarning>(), text, 1)?;
+        }
         module.add("BUILD_PROFILE", if cfg!(debug_assertions) { "debug" } else { "release" })?;
         module.add("__version__", env!("CARGO_PKG_VERSION"))
     }

@@ -28,7 +28,7 @@ pub(crate) struct Ticket {
     released: AtomicBool,
 }
 
-fn pooled<'a>(mean: bool, sample_weights: Option<&'a Bytes>) -> PyResult<Pooled<'a>> {
+fn pooled(mean: bool, sample_weights: Option<&Bytes>) -> PyResult<Pooled<'_>> {
     let pooling = if mean { Pooling::Mean } else { Pooling::Sum };
     Ok(Pooled { pooling, sample_weights: sample_weights.map(Bytes::values::<f32>).transpose()? })
 }
@@ -67,13 +67,27 @@ impl Store {
         py.detach(|| self.inner.discard()).map_err(to_python)
     }
 
-    fn read_rows(&self, py: Python<'_>, table: usize, start: u64, mut weights: Bytes, mut state: Bytes) -> PyResult<()> {
+    fn read_rows(
+        &self,
+        py: Python<'_>,
+        table: usize,
+        start: u64,
+        mut weights: Bytes,
+        mut state: Bytes,
+    ) -> PyResult<()> {
         let (weights, state) = (weights.values_mut::<f32>()?, state.values_mut::<f32>()?);
         py.detach(|| self.inner.read_rows(table, start, weights, state)).map_err(to_python)
     }
 
     #[pyo3(signature = (table, start, weights, state = None))]
-    fn write_rows(&self, py: Python<'_>, table: usize, start: u64, weights: Bytes, state: Option<Bytes>) -> PyResult<()> {
+    fn write_rows(
+        &self,
+        py: Python<'_>,
+        table: usize,
+        start: u64,
+        weights: Bytes,
+        state: Option<Bytes>,
+    ) -> PyResult<()> {
         let weights = weights.values::<f32>()?;
         let state = state.as_ref().map(Bytes::values::<f32>).transpose()?;
         py.detach(|| self.inner.write_rows(table, start, weights, state)).map_err(to_python)
@@ -134,19 +148,41 @@ impl Ticket {
     }
 
     #[pyo3(signature = (lookup, out, *, mean, sample_weights = None))]
-    fn gather(&self, py: Python<'_>, lookup: usize, mut out: Bytes, mean: bool, sample_weights: Option<Bytes>) -> PyResult<()> {
+    fn gather(
+        &self,
+        py: Python<'_>,
+        lookup: usize,
+        mut out: Bytes,
+        mean: bool,
+        sample_weights: Option<Bytes>,
+    ) -> PyResult<()> {
         let (pooled, out) = (pooled(mean, sample_weights.as_ref())?, out.values_mut::<f32>()?);
         py.detach(|| self.store.gather(self.id, lookup, pooled, out)).map_err(to_python)
     }
 
     #[pyo3(signature = (lookup, gradients, *, mean, sample_weights = None))]
-    fn accumulate(&self, py: Python<'_>, lookup: usize, gradients: Bytes, mean: bool, sample_weights: Option<Bytes>) -> PyResult<()> {
+    fn accumulate(
+        &self,
+        py: Python<'_>,
+        lookup: usize,
+        gradients: Bytes,
+        mean: bool,
+        sample_weights: Option<Bytes>,
+    ) -> PyResult<()> {
         let (pooled, gradients) = (pooled(mean, sample_weights.as_ref())?, gradients.values::<f32>()?);
         py.detach(|| self.store.accumulate(self.id, lookup, pooled, gradients)).map_err(to_python)
     }
 
     #[pyo3(signature = (lookup, gradients, lr, *, mean, sample_weights = None))]
-    fn update(&self, py: Python<'_>, lookup: usize, gradients: Bytes, lr: f32, mean: bool, sample_weights: Option<Bytes>) -> PyResult<()> {
+    fn update(
+        &self,
+        py: Python<'_>,
+        lookup: usize,
+        gradients: Bytes,
+        lr: f32,
+        mean: bool,
+        sample_weights: Option<Bytes>,
+    ) -> PyResult<()> {
         let (pooled, gradients) = (pooled(mean, sample_weights.as_ref())?, gradients.values::<f32>()?);
         py.detach(|| self.store.update(self.id, lookup, pooled, gradients, lr)).map_err(to_python)
     }

@@ -1,5 +1,7 @@
 //! The only allocator of I/O memory. All `unsafe` about raw memory of the core is in this file.
 
+#![expect(clippy::cast_ptr_alignment, reason = "the memory is aligned to 4096")]
+
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
@@ -37,8 +39,7 @@ impl AlignedBuffer {
     }
 
     fn layout(nbytes: usize) -> Layout {
-        Layout::from_size_align(nbytes, Self::ALIGNMENT_BYTES)
-            .expect("a buffer is smaller than the address space")
+        Layout::from_size_align(nbytes, Self::ALIGNMENT_BYTES).expect("a buffer is smaller than the address space")
     }
 
     /// The bytes as 32-bit floats. The length is rounded down to a whole float.

@@ -54,14 +54,17 @@ pub fn scratch_file(directory: &Path, len_bytes: u64, direct: DirectIo) -> Resul
     if is_direct {
         let refusal = match &opened {
             Ok(file) => probe_direct(file).err(),
-            Err(error) if is_direct_refusal(error) => Some(std::io::Error::from_raw_os_error(error.raw_os_error().unwrap_or(libc::EINVAL))),
+            Err(error) if is_direct_refusal(error) => {
+                Some(std::io::Error::from_raw_os_error(error.raw_os_error().unwrap_or(libc::EINVAL)))
+            }
             Err(_) => None,
         };
         if let Some(refusal) = refusal {
             // A refused open may have created the file all the same.
             let _ = std::fs::remove_file(&path);
             if direct == DirectIo::Require {
-                let message = format!("this filesystem refuses O_DIRECT ({refusal}); use direct = \"auto\" or another directory");
+                let message =
+                    format!("this filesystem refuses O_DIRECT ({refusal}); use direct = \"auto\" or another directory");
                 return Err(place(Error::new(ErrorKind::Unsupported, message)));
             }
             fallback_reason = format!("O_DIRECT refused ({refusal}), buffered I/O instead");
@@ -71,9 +74,8 @@ pub fn scratch_file(directory: &Path, len_bytes: u64, direct: DirectIo) -> Resul
     }
     let file = opened.map_err(|error| place(Error::io("creating a scratch file", error)))?;
     std::fs::remove_file(&path).map_err(|error| place(Error::io("unlinking a scratch file", error)))?;
-    file.set_len(len_bytes).map_err(|error| {
-        place(Error::io("sizing a scratch file", error)).with_context("nbytes", len_bytes)
-    })?;
+    file.set_len(len_bytes)
+        .map_err(|error| place(Error::io("sizing a scratch file", error)).with_context("nbytes", len_bytes))?;
     Ok(ScratchFile { file, len_bytes, direct: is_direct, fallback_reason })
 }
 
@@ -140,7 +142,9 @@ impl ScratchFile {
     }
 
     pub(super) fn sync(&self) -> Result<()> {
-        self.file.sync_data().map_err(|error| Error::io("syncing a scratch file", error).with_context("fd", self.file.as_raw_fd()))
+        self.file
+            .sync_data()
+            .map_err(|error| Error::io("syncing a scratch file", error).with_context("fd", self.file.as_raw_fd()))
     }
 }
 

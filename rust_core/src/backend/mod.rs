@@ -80,10 +80,7 @@ pub(crate) fn check_extents(backend: &dyn Backend, batch: &IoBatch) -> Result<()
     for extent in &batch.extents {
         let end = extent.offset.checked_add(extent.nbytes as u64);
         let inside = end.is_some_and(|end| end <= backend.len_bytes());
-        let in_buffer = extent
-            .buffer_offset
-            .checked_add(extent.nbytes)
-            .is_some_and(|end| end <= batch.buffer.len());
+        let in_buffer = extent.buffer_offset.checked_add(extent.nbytes).is_some_and(|end| end <= batch.buffer.len());
         let aligned = extent.offset.is_multiple_of(alignment as u64)
             && extent.nbytes.is_multiple_of(alignment)
             && extent.buffer_offset.is_multiple_of(alignment);

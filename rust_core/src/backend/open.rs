@@ -48,7 +48,10 @@ impl BackendConfig {
 pub fn open_backend(config: &BackendConfig, len_bytes: u64) -> Result<Box<dyn Backend>> {
     let scratch = || {
         let directory = config.directory.as_deref().ok_or_else(|| {
-            Error::new(ErrorKind::Config, "a file backend needs a directory; set backend.directory or use engine = \"ram\"")
+            Error::new(
+                ErrorKind::Config,
+                "a file backend needs a directory; set backend.directory or use engine = \"ram\"",
+            )
         })?;
         scratch_file(directory, len_bytes, config.direct)
     };

@@ -102,7 +102,8 @@ impl RingState {
         let batch = in_flight_batch.insert(batch);
         let base = batch.buffer.as_mut_ptr();
         let extents = &batch.extents;
-        let mut todo: VecDeque<Piece> = (0..extents.len()).map(|extent| Piece { extent: extent as u32, done: 0 }).collect();
+        let mut todo: VecDeque<Piece> =
+            (0..extents.len()).map(|extent| Piece { extent: extent as u32, done: 0 }).collect();
         while !todo.is_empty() || *in_flight > 0 {
             while *in_flight < RING_ENTRIES as usize {
                 let Some(piece) = todo.pop_front() else { break };
@@ -124,7 +125,8 @@ impl RingState {
                 *in_flight += 1;
             }
             submit_and_wait(ring)?;
-            let completions: Vec<(u64, i32)> = ring.completion().map(|entry| (entry.user_data(), entry.result())).collect();
+            let completions: Vec<(u64, i32)> =
+                ring.completion().map(|entry| (entry.user_data(), entry.result())).collect();
             for (user_data, code) in completions {
                 *in_flight -= 1;
                 let piece = Piece { extent: (user_data >> 32) as u32, done: user_data as u32 };

@@ -1,7 +1,8 @@
 //! Key -> slot: open addressing with linear probing and deletion by backward shift.
 //!
-//! The table stores slots only; the key of a slot is in the caller's array. That is 5 bytes per
-//! slot at the load that is used here, where a general map would need a second copy of the key.
+//! The table stores slots only; the key of a slot is in the caller's array. That is 7.3 bytes per
+//! slot at the load of 11/20 that is used here, where a general map would need a second copy of the
+//! key. At a load of 4/5 a probe for an absent key costs 13 steps, here 3.
 
 use crate::rng;
 
@@ -17,7 +18,7 @@ impl KeyIndex {
     /// For at most `capacity` keys at a time.
     pub fn new(capacity: usize) -> Self {
         assert!(capacity < EMPTY as usize, "slots are 32-bit numbers");
-        Self { buckets: vec![EMPTY; capacity + capacity / 4 + 2] }
+        Self { buckets: vec![EMPTY; capacity * 20 / 11 + 2] }
     }
 
     /// Bytes of memory.

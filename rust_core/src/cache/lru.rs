@@ -150,15 +150,27 @@ impl LruSlots {
 
     fn unlink(&mut self, slot: u32) {
         let (newer, older) = (self.previous[slot as usize], self.next[slot as usize]);
-        if newer == NIL { self.newest = older } else { self.next[newer as usize] = older }
-        if older == NIL { self.oldest = newer } else { self.previous[older as usize] = newer }
+        if newer == NIL {
+            self.newest = older;
+        } else {
+            self.next[newer as usize] = older;
+        }
+        if older == NIL {
+            self.oldest = newer;
+        } else {
+            self.previous[older as usize] = newer;
+        }
         self.listed -= 1;
     }
 
     fn link_newest(&mut self, slot: u32) {
         self.previous[slot as usize] = NIL;
         self.next[slot as usize] = self.newest;
-        if self.newest == NIL { self.oldest = slot } else { self.previous[self.newest as usize] = slot }
+        if self.newest == NIL {
+            self.oldest = slot;
+        } else {
+            self.previous[self.newest as usize] = slot;
+        }
         self.newest = slot;
         self.listed += 1;
     }

@@ -121,7 +121,13 @@ struct DeviceState {
 
 impl EmulatedDevice {
     /// Joins a specification and a backend. `queue_depth` replaces the specification's.
-    pub fn new(spec: DeviceSpec, backend: Box<dyn Backend>, clock: Arc<Clock>, queue_depth: Option<u32>, seed: u64) -> Result<Self> {
+    pub fn new(
+        spec: DeviceSpec,
+        backend: Box<dyn Backend>,
+        clock: Arc<Clock>,
+        queue_depth: Option<u32>,
+        seed: u64,
+    ) -> Result<Self> {
         let queue_depth = queue_depth.unwrap_or(spec.queue_depth);
         if queue_depth == 0 {
             return Err(Error::new(ErrorKind::Config, "queue_depth must be above zero"));
@@ -134,8 +140,13 @@ impl EmulatedDevice {
         }
         let mut spec = spec;
         spec.queue_depth = queue_depth;
-        let timed = if spec.kind == DeviceKind::Block { vec![(spec.clone(), queue_depth as usize)] } else { Vec::new() };
-        let state = DeviceState { schedule: Schedule::new(timed, seed), byte_form: DeviceSnapshot::default(), lateness: Lateness::default() };
+        let timed =
+            if spec.kind == DeviceKind::Block { vec![(spec.clone(), queue_depth as usize)] } else { Vec::new() };
+        let state = DeviceState {
+            schedule: Schedule::new(timed, seed),
+            byte_form: DeviceSnapshot::default(),
+            lateness: Lateness::default(),
+        };
         Ok(Self { spec, queue_depth: queue_depth as usize, backend, clock, state: Mutex::new(state) })
     }
 
@@ -178,7 +189,8 @@ impl EmulatedDevice {
         self.check(offsets, nbytes, data.len())?;
         let mut buffer = AlignedBuffer::zeroed(data.len());
         buffer.copy_from_slice(data);
-        let extents = offsets.iter().enumerate().map(|(n, &offset)| Extent { offset, buffer_offset: n * nbytes, nbytes });
+        let extents =
+            offsets.iter().enumerate().map(|(n, &offset)| Extent { offset, buffer_offset: n * nbytes, nbytes });
         let batch = IoBatch { buffer, extents: extents.collect() };
         let submitted_ns = self.clock.now_ns();
         let (_, result) = self.backend.write(batch);
@@ -188,10 +200,13 @@ impl EmulatedDevice {
 
     fn check(&self, offsets: &[u64], nbytes: usize, buffer_bytes: usize) -> Result<()> {
         if nbytes == 0 || offsets.len().checked_mul(nbytes) != Some(buffer_bytes) {
-            return Err(Error::new(ErrorKind::Input, "the buffer must hold one request of at least one byte for each offset")
-                .with_context("offsets", offsets.len())
-                .with_context("nbytes", nbytes)
-                .with_context("buffer_bytes", buffer_bytes));
+            return Err(Error::new(
+                ErrorKind::Input,
+                "the buffer must hold one request of at least one byte for each offset",
+            )
+            .with_context("offsets", offsets.len())
+            .with_context("nbytes", nbytes)
+            .with_context("buffer_bytes", buffer_bytes));
         }
         let capacity = self.len_bytes();
         match offsets.iter().find(|&&offset| offset.checked_add(nbytes as u64).is_none_or(|end| end > capacity)) {
@@ -208,13 +223,21 @@ impl EmulatedDevice {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let due_ns = match self.spec.kind {
             DeviceKind::Block => {
-                let requests: Vec<Request> = offsets.iter().map(|&offset| Request { device: 0, operation, offset, nbytes }).collect();
+                let requests: Vec<Request> =
+                    offsets.iter().map(|&offset| Request { device: 0, operation, offset, nbytes }).collect();
                 let handle = state.schedule.submit(submitted_ns, &requests);
                 state.schedule.finish(handle)
             }
             DeviceKind::Byte => {
                 let duration_ns = byte_batch_ns(&self.spec, operation, offsets.len() as u64, nbytes);
-                count_byte_batch(&mut state.byte_form, &self.spec, operation, offsets.len() as u64, nbytes, duration_ns);
+                count_byte_batch(
+                    &mut state.byte_form,
+                    &self.spec,
+                    operation,
+                    offsets.len() as u64,
+                    nbytes,
+                    duration_ns,
+                );
                 submitted_ns + duration_ns
             }
         };
@@ -230,7 +253,8 @@ impl EmulatedDevice {
     /// What the device did so far.
     pub fn stats(&self) -> DeviceStats {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let snapshot = if self.spec.kind == DeviceKind::Block { state.schedule.snapshot(0) } else { state.byte_form.clone() };
+        let snapshot =
+            if self.spec.kind == DeviceKind::Block { state.schedule.snapshot(0) } else { state.byte_form.clone() };
         DeviceStats::new(&self.spec, self.backend.info(), snapshot, self.clock.now_ns())
     }
 
@@ -241,7 +265,14 @@ impl EmulatedDevice {
 }
 
 /// Adds one batch to the counters of a byte-addressable device.
-pub fn count_byte_batch(snapshot: &mut DeviceSnapshot, spec: &DeviceSpec, operation: Operation, count: u64, nbytes_each: u64, duration_ns: u64) {
+pub fn count_byte_batch(
+    snapshot: &mut DeviceSnapshot,
+    spec: &DeviceSpec,
+    operation: Operation,
+    count: u64,
+    nbytes_each: u64,
+    duration_ns: u64,
+) {
     if count == 0 {
         return;
     }

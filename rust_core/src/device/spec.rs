@@ -127,14 +127,16 @@ pub struct DeviceSpec {
 impl DeviceSpec {
     /// Reads and validates a device file.
     pub fn from_toml(text: &str) -> Result<Self> {
-        let spec: Self = toml::from_str(text).map_err(|error| Error::new(ErrorKind::Config, format!("not a device file: {}", error.message())))?;
+        let spec: Self = toml::from_str(text)
+            .map_err(|error| Error::new(ErrorKind::Config, format!("not a device file: {}", error.message())))?;
         spec.validate()?;
         Ok(spec)
     }
 
     /// Reads and validates the JSON form that Python hands over.
     pub fn from_json(text: &str) -> Result<Self> {
-        let spec: Self = serde_json::from_str(text).map_err(|error| Error::new(ErrorKind::Config, format!("not a device specification: {error}")))?;
+        let spec: Self = serde_json::from_str(text)
+            .map_err(|error| Error::new(ErrorKind::Config, format!("not a device specification: {error}")))?;
         spec.validate()?;
         Ok(spec)
     }
@@ -191,7 +193,12 @@ impl DeviceSpec {
     /// The distribution of the read latency at queue depth 1; `None` if its quantiles contradict its mean.
     pub fn read_quantiles(&self) -> Option<QuantileTable> {
         let read = &self.read;
-        QuantileTable::with_mean(read.latency_ns, self.read_fixed_ns() + 1, &read.latency_quantiles_ns, read.latency_max_ns)
+        QuantileTable::with_mean(
+            read.latency_ns,
+            self.read_fixed_ns() + 1,
+            &read.latency_quantiles_ns,
+            read.latency_max_ns,
+        )
     }
 
     /// What of a reference read's latency is not media time: host, controller and link.

@@ -234,7 +234,7 @@ impl DeviceQueue {
             self.issue(now_ns);
             return Some(entry.batch);
         }
-        let Some(Reverse((_, _, slot))) = self.at_controller.pop() else { return None };
+        let Reverse((_, _, slot)) = self.at_controller.pop()?;
         let request = self.requests[slot as usize].request;
         match request.operation {
             Operation::Read => {
@@ -261,7 +261,8 @@ impl DeviceQueue {
                 let drain = transfer_ns(media, write.drain_bytes_per_s);
                 self.drain_free_ns = buffered.max(self.drain_free_ns) + drain;
                 // There is room once all but the buffer's capacity of what came so far has drained.
-                let room_ns = self.drain_free_ns.saturating_sub(transfer_ns(write.buffer_bytes, write.drain_bytes_per_s));
+                let room_ns =
+                    self.drain_free_ns.saturating_sub(transfer_ns(write.buffer_bytes, write.drain_bytes_per_s));
                 let done = buffered.max(room_ns) + write.acknowledge_ns + self.spec.host.complete_ns;
                 self.write_done.push_back((done, slot));
                 self.counters.writes += 1;

@@ -71,7 +71,9 @@ pub fn coalesce_and_update(
         let row = &mut weights[slot as usize * dim..(slot as usize + 1) * dim];
         match optimizer {
             OptimizerConfig::Sgd => sgd(row, &gradient, lr),
-            OptimizerConfig::RowwiseAdagrad { eps } => rowwise_adagrad(row, &mut state[slot as usize], &gradient, lr, eps),
+            OptimizerConfig::RowwiseAdagrad { eps } => {
+                rowwise_adagrad(row, &mut state[slot as usize], &gradient, lr, eps);
+            }
         }
         touched(slot);
     }

@@ -20,7 +20,15 @@ pub enum Pooling {
 /// Pools rows into `out` of B x D. Row of slot `s` is `weights[s * dim .. (s + 1) * dim]`.
 ///
 /// Additions run in the order of positions, starting from zero, column by column.
-pub fn pool_rows(weights: &[f32], dim: usize, slots: &[u32], offsets: &[u32], pooling: Pooling, sample_weights: Option<&[f32]>, out: &mut [f32]) {
+pub fn pool_rows(
+    weights: &[f32],
+    dim: usize,
+    slots: &[u32],
+    offsets: &[u32],
+    pooling: Pooling,
+    sample_weights: Option<&[f32]>,
+    out: &mut [f32],
+) {
     debug_assert_eq!(out.len(), offsets.len() * dim, "one pooled row a bag");
     for (bag, pooled) in out.chunks_exact_mut(dim).enumerate() {
         let positions = bag_range(offsets, bag, slots.len());
@@ -44,7 +52,14 @@ pub fn pool_rows(weights: &[f32], dim: usize, slots: &[u32], offsets: &[u32], po
 }
 
 /// Gradient of each sample weight: the dot product of its row and its bag's gradient.
-pub fn gradient_of_sample_weights(weights: &[f32], dim: usize, slots: &[u32], offsets: &[u32], gradients: &[f32], out: &mut [f32]) {
+pub fn gradient_of_sample_weights(
+    weights: &[f32],
+    dim: usize,
+    slots: &[u32],
+    offsets: &[u32],
+    gradients: &[f32],
+    out: &mut [f32],
+) {
     for (bag, gradient) in gradients.chunks_exact(dim).enumerate() {
         for position in bag_range(offsets, bag, slots.len()) {
             let start = slots[position] as usize * dim;

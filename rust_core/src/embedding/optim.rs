@@ -64,7 +64,7 @@ pub fn sgd(weights: &mut [f32], gradient: &[f32], lr: f32) {
     weights.iter_mut().zip(gradient).for_each(|(weight, &g)| *weight -= lr * g);
 }
 
-/// One step of row-wise AdaGrad on a row; `state` is its one accumulator.
+/// One step of row-wise `AdaGrad` on a row; `state` is its one accumulator.
 ///
 /// Source of the rule: FBGEMM, `codegen/genscript/optimizers.py`, `rowwise_adagrad`.
 pub fn rowwise_adagrad(weights: &mut [f32], state: &mut f32, gradient: &[f32], lr: f32, eps: f32) {

@@ -64,6 +64,7 @@ pub struct StoreConfig {
 impl StoreConfig {
     /// Reads the JSON form that Python hands over.
     pub fn from_json(text: &str) -> Result<Self> {
-        serde_json::from_str(text).map_err(|error| Error::new(ErrorKind::Config, format!("not a store configuration: {error}")))
+        serde_json::from_str(text)
+            .map_err(|error| Error::new(ErrorKind::Config, format!("not a store configuration: {error}")))
     }
 }

@@ -14,8 +14,8 @@ mod update;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-pub use open::BackendWrapper;
 pub use config::{Budget, ClockMode, StoreConfig, TierConfig};
+pub use open::BackendWrapper;
 pub use stats::{MemoryReport, StoreStats, TierStats};
 pub use ticket::{Lookup, TicketId};
 pub use update::Pooled;
@@ -108,7 +108,7 @@ impl Store {
     /// Writes every changed row down to the tier below and waits until that is done.
     pub fn flush(&self) -> Result<()> {
         let mut state = self.lock()?;
-        state.flush(self)?;
+        state.flush(self);
         state.settle_write_backs(0)?;
         if let Some(worker) = &self.worker {
             worker.backends().iter().try_for_each(|backend| backend.sync())?;
@@ -135,7 +135,10 @@ impl Store {
             return Err(Error::new(ErrorKind::Closed, "the store is closed; open a new one"));
         }
         if let Some(cause) = &state.poisoned {
-            return Err(Error::new(ErrorKind::Closed, format!("the store stopped after an earlier failure: {cause}; open a new one")));
+            return Err(Error::new(
+                ErrorKind::Closed,
+                format!("the store stopped after an earlier failure: {cause}; open a new one"),
+            ));
         }
         Ok(state)
     }
@@ -152,7 +155,10 @@ impl Store {
 impl State {
     fn table(&self, table: usize) -> Result<&Table> {
         self.tables.get(table).ok_or_else(|| {
-            Error::new(ErrorKind::Input, format!("table {table} does not exist; the store has {} tables", self.tables.len()))
+            Error::new(
+                ErrorKind::Input,
+                format!("table {table} does not exist; the store has {} tables", self.tables.len()),
+            )
         })
     }
 

@@ -28,13 +28,17 @@ impl Store {
     pub fn open_wrapped(config: StoreConfig, wrap: BackendWrapper<'_>) -> Result<Self> {
         check(&config)?;
         let state_floats = config.optimizer.state_floats();
-        let shapes: Vec<TableShape> =
-            config.tables.iter().map(|table| TableShape { rows: table.rows, weight_floats: table.dim, state_floats }).collect();
+        let shapes: Vec<TableShape> = config
+            .tables
+            .iter()
+            .map(|table| TableShape { rows: table.rows, weight_floats: table.dim, state_floats })
+            .collect();
         for (position, shape) in shapes.iter().enumerate() {
             shape.check(position)?;
         }
         let clock = Arc::new(if config.clock == ClockMode::Virtual { Clock::new_virtual() } else { Clock::new_wall() });
-        let timed = config.tiers[1..].iter().map(|tier| (tier.device.clone(), tier.device.queue_depth as usize)).collect();
+        let timed =
+            config.tiers[1..].iter().map(|tier| (tier.device.clone(), tier.device.queue_depth as usize)).collect();
         let schedule = Arc::new(Mutex::new(Schedule::new(timed, config.seed)));
 
         let mut memory = MemoryReport::default();
@@ -51,16 +55,25 @@ impl Store {
             for (position, (tier, nbytes)) in config.tiers[1..].iter().zip(sizes).enumerate() {
                 let place = |error: Error| error.with_context("tier", &tier.name);
                 if nbytes > tier.device.capacity_bytes {
-                    return Err(place(Error::new(ErrorKind::Capacity, "the device is smaller than what the tier has to hold; use a larger device or fewer rows"))
-                        .with_context("needed_bytes", nbytes)
-                        .with_context("capacity_bytes", tier.device.capacity_bytes));
+                    return Err(place(Error::new(
+                        ErrorKind::Capacity,
+                        "the device is smaller than what the tier has to hold; use a larger device or fewer rows",
+                    ))
+                    .with_context("needed_bytes", nbytes)
+                    .with_context("capacity_bytes", tier.device.capacity_bytes));
                 }
                 backends.push(wrap(position, open_backend(&tier.backend, nbytes).map_err(place)?));
             }
             Worker::start(backends, Arc::clone(&clock), Arc::clone(&schedule))
         });
         let worker = worker.transpose()?;
-        let tables = config.tables.iter().cloned().zip(parts.places.drain(..)).map(|(config, place)| Table { config, place }).collect();
+        let tables = config
+            .tables
+            .iter()
+            .cloned()
+            .zip(parts.places.drain(..))
+            .map(|(config, place)| Table { config, place })
+            .collect();
         let staging_rows = parts.pools.iter().map(RowPool::staging_rows).collect();
         let counters = Counters::new(config.tiers.len());
         let state = State {
@@ -105,10 +118,14 @@ fn check(config: &StoreConfig) -> Result<()> {
             return fail("a tier below the fastest must be a block device");
         }
         if tier.backend.engine == Engine::Phantom {
-            return fail("a store cannot keep rows on a phantom backend, which has no bytes; use ram, file or io_uring");
+            return fail(
+                "a store cannot keep rows on a phantom backend, which has no bytes; use ram, file or io_uring",
+            );
         }
         if tier.cache.is_some() == (position + 1 == slower.len()) {
-            return fail("every tier but the last needs a cache budget, and the last, which is the home of all rows, has none");
+            return fail(
+                "every tier but the last needs a cache budget, and the last, which is the home of all rows, has none",
+            );
         }
     }
     if !slower.is_empty() && fastest.cache.is_none() {
@@ -130,14 +147,19 @@ fn open_resident(shapes: &[TableShape], memory: &mut MemoryReport) -> Result<Par
     let mut resident = Vec::new();
     for (table, shape) in shapes.iter().enumerate() {
         if shape.rows > ROWS_IN_MEMORY_MAX {
-            return Err(Error::new(ErrorKind::Capacity, "a table resident in memory has at most 2^32 - 3 rows").with_context("table", table));
+            return Err(Error::new(ErrorKind::Capacity, "a table resident in memory has at most 2^32 - 3 rows")
+                .with_context("table", table));
         }
         let bytes = checked_bytes("a resident table", shape.rows, shape.row_bytes() as u64)?;
         memory.resident_bytes += bytes;
         let floats = |each: usize| AlignedBuffer::zeroed(shape.rows as usize * each * size_of::<f32>());
         let present = BitSet::new(shape.rows);
         memory.metadata_bytes += present.metadata_bytes() as u64;
-        resident.push(ResidentTable { weights: floats(shape.weight_floats), state: floats(shape.state_floats), present });
+        resident.push(ResidentTable {
+            weights: floats(shape.weight_floats),
+            state: floats(shape.state_floats),
+            present,
+        });
     }
     let places = (0..shapes.len()).map(Place::Resident).collect();
     Ok(Parts { places, resident, pools: Vec::new(), block_tiers: None, home_bytes: 0 })
@@ -159,7 +181,12 @@ fn open_tiered(config: &StoreConfig, shapes: &[TableShape], memory: &mut MemoryR
             class.rows += shape.rows;
         } else {
             let row_bytes = shape.row_bytes() as u64;
-            classes.push(WidthClass { weight_floats: shape.weight_floats, tables: vec![table], row_bytes, rows: shape.rows });
+            classes.push(WidthClass {
+                weight_floats: shape.weight_floats,
+                tables: vec![table],
+                row_bytes,
+                rows: shape.rows,
+            });
         }
     }
     let all_bytes = classes.iter().try_fold(0u64, |sum, class| {
@@ -178,22 +205,28 @@ fn open_tiered(config: &StoreConfig, shapes: &[TableShape], memory: &mut MemoryR
     for (position, class) in classes.iter().enumerate() {
         let cache_rows = match fastest {
             Budget::Bytes(nbytes) if nbytes < class.row_bytes => {
-                return Err(Error::new(ErrorKind::Capacity, "the cache of the fastest tier cannot hold a single row; raise its budget")
-                    .with_context("budget_bytes", nbytes)
-                    .with_context("row_bytes", class.row_bytes));
+                return Err(Error::new(
+                    ErrorKind::Capacity,
+                    "the cache of the fastest tier cannot hold a single row; raise its budget",
+                )
+                .with_context("budget_bytes", nbytes)
+                .with_context("row_bytes", class.row_bytes));
             }
             Budget::Bytes(nbytes) => rows_for(nbytes, class),
             Budget::Fraction(share) => (libm::ceil(class.rows as f64 * share) as u64).clamp(1, class.rows),
         };
         let staging_rows = rows_for(config.staging_bytes, class);
         if cache_rows + staging_rows > ROWS_IN_MEMORY_MAX {
-            return Err(Error::new(ErrorKind::Capacity, "a pool of rows in memory has at most 2^32 - 3 slots; lower the budget"));
+            return Err(Error::new(
+                ErrorKind::Capacity,
+                "a pool of rows in memory has at most 2^32 - 3 slots; lower the budget",
+            ));
         }
         let pool = RowPool::new(class.weight_floats, state_floats, cache_rows as usize, staging_rows as usize);
         memory.cached_bytes += cache_rows * class.row_bytes;
         memory.staging_bytes += staging_rows * class.row_bytes;
         memory.metadata_bytes += pool.metadata_bytes() as u64;
-        debug_assert!(pool.slots.metadata_bytes() <= METADATA_BYTES_PER_ROW_MAX * pool.slots.capacity() + 64);
+        debug_assert!(pool.metadata_bytes() <= METADATA_BYTES_PER_ROW_MAX * pool.slots.capacity() + 64);
         pools.push(pool);
         for &table in &class.tables {
             places[table] = Place::Pooled(position);
@@ -217,13 +250,17 @@ fn open_tiered(config: &StoreConfig, shapes: &[TableShape], memory: &mut MemoryR
         };
         let capacity = (nbytes / slot_bytes).min(blocks);
         if capacity == 0 {
-            return Err(Error::new(ErrorKind::Capacity, "the cache of a tier cannot hold a single block; raise its budget")
-                .with_context("tier", &tier.name)
-                .with_context("budget_bytes", nbytes)
-                .with_context("block_bytes", slot_bytes));
+            return Err(Error::new(
+                ErrorKind::Capacity,
+                "the cache of a tier cannot hold a single block; raise its budget",
+            )
+            .with_context("tier", &tier.name)
+            .with_context("budget_bytes", nbytes)
+            .with_context("block_bytes", slot_bytes));
         }
         if capacity > ROWS_IN_MEMORY_MAX {
-            return Err(Error::new(ErrorKind::Capacity, "a cache has at most 2^32 - 3 blocks; lower its budget").with_context("tier", &tier.name));
+            return Err(Error::new(ErrorKind::Capacity, "a cache has at most 2^32 - 3 blocks; lower its budget")
+                .with_context("tier", &tier.name));
         }
         middle.push(BlockCache::new(capacity as usize, slot_bytes));
     }

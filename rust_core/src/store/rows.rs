@@ -27,11 +27,14 @@ impl Store {
         let state_floats = self.config.optimizer.state_floats();
         let fits = start.checked_add(count as u64).is_some_and(|end| end <= config.rows);
         if !fits || count * config.dim != weights || state.is_some_and(|len| len != count * state_floats) {
-            return Err(Error::new(ErrorKind::Input, "rows to copy must lie in the table, with all columns and all state of each")
-                .with_context("table", &config.name)
-                .with_context("start", start)
-                .with_context("weights", weights)
-                .with_context("rows", config.rows));
+            return Err(Error::new(
+                ErrorKind::Input,
+                "rows to copy must lie in the table, with all columns and all state of each",
+            )
+            .with_context("table", &config.name)
+            .with_context("start", start)
+            .with_context("weights", weights)
+            .with_context("rows", config.rows));
         }
         Ok(count)
     }
@@ -47,7 +50,15 @@ impl Store {
 }
 
 impl State {
-    fn read_rows(&mut self, store: &Store, table: usize, start: u64, count: usize, weights: &mut [f32], state: &mut [f32]) -> Result<()> {
+    fn read_rows(
+        &mut self,
+        store: &Store,
+        table: usize,
+        start: u64,
+        count: usize,
+        weights: &mut [f32],
+        state: &mut [f32],
+    ) -> Result<()> {
         let dim = self.tables[table].config.dim;
         let state_floats = store.config.optimizer.state_floats();
         let rows = (start..).take(count).zip(weights.chunks_exact_mut(dim));
@@ -88,18 +99,29 @@ impl State {
                 for (position, frame, offset) in arriving {
                     let image = &buffer.as_f32()[(places[frame] + offset) / size_of::<f32>()..];
                     weights[position * dim..(position + 1) * dim].copy_from_slice(&image[..dim]);
-                    state[position * state_floats..(position + 1) * state_floats].copy_from_slice(&image[dim..dim + state_floats]);
+                    state[position * state_floats..(position + 1) * state_floats]
+                        .copy_from_slice(&image[dim..dim + state_floats]);
                 }
             }
         }
         Ok(())
     }
 
-    fn write_rows(&mut self, store: &Store, table: usize, start: u64, count: usize, weights: &[f32], state: Option<&[f32]>) -> Result<()> {
+    fn write_rows(
+        &mut self,
+        store: &Store,
+        table: usize,
+        start: u64,
+        count: usize,
+        weights: &[f32],
+        state: Option<&[f32]>,
+    ) -> Result<()> {
         let dim = self.tables[table].config.dim;
         let state_floats = store.config.optimizer.state_floats();
         let zeros = vec![0.0; state_floats];
-        let state_of = |position: usize| state.map_or(&zeros[..], |all| &all[position * state_floats..(position + 1) * state_floats]);
+        let state_of = |position: usize| {
+            state.map_or(&zeros[..], |all| &all[position * state_floats..(position + 1) * state_floats])
+        };
         let rows = (start..).take(count).zip(weights.chunks_exact(dim)).enumerate();
         match self.tables[table].place {
             Place::Resident(at) => {
@@ -107,7 +129,8 @@ impl State {
                 for (position, (row, values)) in rows {
                     home.present.insert(row);
                     home.weights.as_f32_mut()[row as usize * dim..][..dim].copy_from_slice(values);
-                    home.state.as_f32_mut()[row as usize * state_floats..][..state_floats].copy_from_slice(state_of(position));
+                    home.state.as_f32_mut()[row as usize * state_floats..][..state_floats]
+                        .copy_from_slice(state_of(position));
                 }
                 Ok(())
             }
@@ -132,9 +155,9 @@ impl State {
     }
 
     /// Queues a write-back of every changed row in memory. Every admitted ticket was filled.
-    pub(super) fn flush(&mut self, store: &Store) -> Result<()> {
+    pub(super) fn flush(&mut self, store: &Store) {
         let Self { pools, block_tiers, .. } = self;
-        let Some(tiers) = block_tiers.as_mut() else { return Ok(()) };
+        let Some(tiers) = block_tiers.as_mut() else { return };
         let mut plan = PlanBuilder::new(tiers);
         for pool in pools {
             for slot in pool.dirty.iter().collect::<Vec<_>>() {
@@ -145,9 +168,9 @@ impl State {
             }
         }
         if !plan.is_empty() {
-            let (job, _, counts) = plan.build(Some(store.clock.now_ns()), |table, row, weights| store.initialise(table, row, weights));
+            let (job, _, counts) =
+                plan.build(Some(store.clock.now_ns()), |table, row, weights| store.initialise(table, row, weights));
             self.send_down(store, job, &counts);
         }
-        Ok(())
     }
 }

@@ -29,15 +29,16 @@ impl MemoryReport {
 
     pub(super) fn check(&self) -> Result<()> {
         match self.limit_bytes {
-            Some(limit) if self.total_bytes() > limit => {
-                Err(Error::new(ErrorKind::Capacity, "the store needs more memory than its limit; lower the cache or the staging budget")
-                    .with_context("needed_bytes", self.total_bytes())
-                    .with_context("limit_bytes", limit)
-                    .with_context("resident_bytes", self.resident_bytes)
-                    .with_context("cached_bytes", self.cached_bytes)
-                    .with_context("staging_bytes", self.staging_bytes)
-                    .with_context("metadata_bytes", self.metadata_bytes))
-            }
+            Some(limit) if self.total_bytes() > limit => Err(Error::new(
+                ErrorKind::Capacity,
+                "the store needs more memory than its limit; lower the cache or the staging budget",
+            )
+            .with_context("needed_bytes", self.total_bytes())
+            .with_context("limit_bytes", limit)
+            .with_context("resident_bytes", self.resident_bytes)
+            .with_context("cached_bytes", self.cached_bytes)
+            .with_context("staging_bytes", self.staging_bytes)
+            .with_context("metadata_bytes", self.metadata_bytes)),
             _ => Ok(()),
         }
     }
@@ -144,7 +145,11 @@ impl Store {
             } else {
                 let worker = self.worker.as_ref().expect("a store with block tiers has a worker");
                 let middle = state.block_tiers.as_ref().and_then(|tiers| tiers.middle.get(position - 1));
-                (worker.backends()[position - 1].info(), schedule.snapshot(position - 1), middle.map_or(0, |cache| cache.len() as u64))
+                (
+                    worker.backends()[position - 1].info(),
+                    schedule.snapshot(position - 1),
+                    middle.map_or(0, |cache| cache.len() as u64),
+                )
             };
             tiers.push(TierStats {
                 name: config.name.clone(),

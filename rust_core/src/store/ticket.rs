@@ -86,7 +86,10 @@ impl Ticket {
 }
 
 fn unknown(ticket: TicketId) -> Error {
-    Error::new(ErrorKind::Input, format!("ticket {} was released; a ticket is used between prefetch and release", ticket.0))
+    Error::new(
+        ErrorKind::Input,
+        format!("ticket {} was released; a ticket is used between prefetch and release", ticket.0),
+    )
 }
 
 impl Store {
@@ -168,7 +171,11 @@ impl Store {
                     .with_context("ticket", ticket.0)
                     .with_context("open_tickets", state.tickets.len()));
             }
-            state.tickets.range(..=ticket.0).filter_map(|(_, entry)| entry.arrival.as_ref().map(|arrival| arrival.job.clone())).collect()
+            state
+                .tickets
+                .range(..=ticket.0)
+                .filter_map(|(_, entry)| entry.arrival.as_ref().map(|arrival| arrival.job.clone()))
+                .collect()
         };
         for job in jobs {
             job.wait();
@@ -186,17 +193,25 @@ impl Store {
     /// A ticket that needs more than all of staging memory can never be admitted.
     fn check_fits(&self, state: &State, queued: &[QueuedLookup]) -> Result<()> {
         for (pool, &staging_rows) in self.staging_rows.iter().enumerate() {
-            let mine = |lookup: &&QueuedLookup| matches!(state.tables[lookup.table].place, Place::Pooled(of) if of == pool);
+            let mine =
+                |lookup: &&QueuedLookup| matches!(state.tables[lookup.table].place, Place::Pooled(of) if of == pool);
             let positions: usize = queued.iter().filter(mine).map(|lookup| lookup.rows.len()).sum();
             if positions <= staging_rows {
                 continue;
             }
-            let keys: HashSet<u64> = queued.iter().filter(mine).flat_map(|lookup| lookup.rows.iter().map(|&row| row_key(lookup.table, row))).collect();
+            let keys: HashSet<u64> = queued
+                .iter()
+                .filter(mine)
+                .flat_map(|lookup| lookup.rows.iter().map(|&row| row_key(lookup.table, row)))
+                .collect();
             if keys.len() > staging_rows {
                 let row_bytes = state.pools[pool].row_bytes();
-                return Err(Error::new(ErrorKind::Capacity, "a batch needs more rows than staging memory holds; raise staging_bytes or use smaller batches")
-                    .with_context("needed_bytes", keys.len() * row_bytes)
-                    .with_context("staging_bytes", staging_rows * row_bytes));
+                return Err(Error::new(
+                    ErrorKind::Capacity,
+                    "a batch needs more rows than staging memory holds; raise staging_bytes or use smaller batches",
+                )
+                .with_context("needed_bytes", keys.len() * row_bytes)
+                .with_context("staging_bytes", staging_rows * row_bytes));
             }
         }
         Ok(())
@@ -207,7 +222,9 @@ impl Store {
         let worker = self.worker.as_ref().expect("a store with block tiers has a worker");
         let mut handle = None;
         if let Some(now_ns) = job.submitted_ns.filter(|_| self.clock.is_virtual()) {
-            let requests = |transfers: &[Transfer], operation| -> Vec<Request> { transfers.iter().map(|transfer| transfer.request(operation)).collect() };
+            let requests = |transfers: &[Transfer], operation| -> Vec<Request> {
+                transfers.iter().map(|transfer| transfer.request(operation)).collect()
+            };
             let mut schedule = self.schedule();
             let reads = schedule.submit(now_ns, &requests(&job.reads, Operation::Read));
             if !job.writes.is_empty() {
@@ -233,21 +250,31 @@ impl State {
         let mut before = 0;
         for (bag, &offset) in lookup.offsets.iter().enumerate() {
             if offset < before || offset > count as i64 || (bag == 0 && offset != 0) {
-                return Err(place(Error::new(ErrorKind::Input, "offsets must start at 0, ascend, and stay within the ids"))
-                    .with_context("bag", bag)
-                    .with_context("offset", offset)
-                    .with_context("ids", count));
+                return Err(place(Error::new(
+                    ErrorKind::Input,
+                    "offsets must start at 0, ascend, and stay within the ids",
+                ))
+                .with_context("bag", bag)
+                .with_context("offset", offset)
+                .with_context("ids", count));
             }
             before = offset;
             offsets.push(offset as u32);
         }
         if count > u32::MAX as usize || (lookup.offsets.is_empty() && count > 0) {
-            return Err(place(Error::new(ErrorKind::Input, "a lookup needs an offset for each bag, and fewer than 2^32 ids")).with_context("ids", count));
+            return Err(place(Error::new(
+                ErrorKind::Input,
+                "a lookup needs an offset for each bag, and fewer than 2^32 ids",
+            ))
+            .with_context("ids", count));
         }
         let rows = lookup.ids.iter().enumerate().map(|(position, &id)| {
             u64::try_from(id).ok().filter(|&row| row < table.config.rows).ok_or_else(|| {
-                place(Error::new(ErrorKind::Input, format!("id {id} is out of range; ids are 0 to {}", table.config.rows - 1)))
-                    .with_context("position", position)
+                place(Error::new(
+                    ErrorKind::Input,
+                    format!("id {id} is out of range; ids are 0 to {}", table.config.rows - 1),
+                ))
+                .with_context("position", position)
             })
         });
         Ok(QueuedLookup { table: lookup.table, rows: rows.collect::<Result<_>>()?, offsets })
@@ -270,14 +297,16 @@ impl State {
     /// Whether the rows that are not yet in flight fit in what is left of staging memory.
     fn has_room(&self, queued: &[QueuedLookup]) -> bool {
         self.pools.iter().enumerate().all(|(position, pool)| {
-            let mine = |lookup: &&QueuedLookup| matches!(self.tables[lookup.table].place, Place::Pooled(of) if of == position);
+            let mine =
+                |lookup: &&QueuedLookup| matches!(self.tables[lookup.table].place, Place::Pooled(of) if of == position);
             let room = pool.staging_rows() - pool.slots.pinned();
             let positions: usize = queued.iter().filter(mine).map(|lookup| lookup.rows.len()).sum();
             if positions <= room {
                 return true;
             }
             let not_in_flight = |&key: &u64| pool.slots.get(key).is_none_or(|slot| !pool.slots.is_pinned(slot));
-            let keys = queued.iter().filter(mine).flat_map(|lookup| lookup.rows.iter().map(|&row| row_key(lookup.table, row)));
+            let keys =
+                queued.iter().filter(mine).flat_map(|lookup| lookup.rows.iter().map(|&row| row_key(lookup.table, row)));
             keys.filter(not_in_flight).collect::<HashSet<u64>>().len() <= room
         })
     }
@@ -344,7 +373,8 @@ impl State {
         }
         counters.unique_rows += pins.len() as u64;
         let arrival = plan.filter(|plan| !plan.is_empty()).map(|plan| {
-            let (job, places, counts) = plan.build(Some(store.clock.now_ns()), |table, row, weights| store.initialise(table, row, weights));
+            let (job, places, counts) =
+                plan.build(Some(store.clock.now_ns()), |table, row, weights| store.initialise(table, row, weights));
             counters.add_plan(&counts);
             let (job, reads) = store.submit(job, true);
             Arrival { job, reads, fills, places }
@@ -385,7 +415,8 @@ impl State {
             });
         }
         if !plan.is_empty() {
-            let (job, _, counts) = plan.build(Some(store.clock.now_ns()), |table, row, weights| store.initialise(table, row, weights));
+            let (job, _, counts) =
+                plan.build(Some(store.clock.now_ns()), |table, row, weights| store.initialise(table, row, weights));
             self.send_down(store, job, &counts);
         }
     }

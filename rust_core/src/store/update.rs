@@ -47,18 +47,44 @@ impl Store {
         let table = &state.tables[plan.table];
         let dim = table.config.dim;
         check_shapes(&plan, dim, pooled, out.len())?;
-        pool_rows(state.weights(table.place), dim, &plan.slots, &plan.offsets, pooled.pooling, pooled.sample_weights, out);
+        pool_rows(
+            state.weights(table.place),
+            dim,
+            &plan.slots,
+            &plan.offsets,
+            pooled.pooling,
+            pooled.sample_weights,
+            out,
+        );
         state.charge(self, Operation::Read, plan.slots.len(), dim * size_of::<f32>());
         Ok(())
     }
 
     /// Gradient of each sample weight of a lookup, from `gradients` of B x D. Rows must not have been updated since the gather.
-    pub fn sample_weight_gradient(&self, ticket: TicketId, lookup: usize, gradients: &[f32], out: &mut [f32]) -> Result<()> {
+    pub fn sample_weight_gradient(
+        &self,
+        ticket: TicketId,
+        lookup: usize,
+        gradients: &[f32],
+        out: &mut [f32],
+    ) -> Result<()> {
         let state = self.lock()?;
         let plan = state.ready_lookup(ticket, lookup)?;
         let table = &state.tables[plan.table];
-        check_shapes(&plan, table.config.dim, Pooled { pooling: Pooling::Sum, sample_weights: Some(out) }, gradients.len())?;
-        gradient_of_sample_weights(state.weights(table.place), table.config.dim, &plan.slots, &plan.offsets, gradients, out);
+        check_shapes(
+            &plan,
+            table.config.dim,
+            Pooled { pooling: Pooling::Sum, sample_weights: Some(out) },
+            gradients.len(),
+        )?;
+        gradient_of_sample_weights(
+            state.weights(table.place),
+            table.config.dim,
+            &plan.slots,
+            &plan.offsets,
+            gradients,
+            out,
+        );
         Ok(())
     }
 
@@ -80,7 +106,14 @@ impl Store {
     }
 
     /// Applies the gradient of one lookup at once. For steps that look a table up once.
-    pub fn update(&self, ticket: TicketId, lookup: usize, pooled: Pooled<'_>, gradients: &[f32], lr: f32) -> Result<()> {
+    pub fn update(
+        &self,
+        ticket: TicketId,
+        lookup: usize,
+        pooled: Pooled<'_>,
+        gradients: &[f32],
+        lr: f32,
+    ) -> Result<()> {
         let mut state = self.lock()?;
         let plan = state.ready_lookup(ticket, lookup)?;
         check_shapes(&plan, state.tables[plan.table].config.dim, pooled, gradients.len())?;
@@ -134,11 +167,20 @@ impl Store {
 fn check_shapes(plan: &LookupPlan, dim: usize, pooled: Pooled<'_>, pooled_len: usize) -> Result<()> {
     let expected = plan.offsets.len() * dim;
     if pooled_len != expected {
-        return Err(Error::new(ErrorKind::Input, format!("pooled rows have {pooled_len} values; {} bags of {dim} columns have {expected}", plan.offsets.len())));
+        return Err(Error::new(
+            ErrorKind::Input,
+            format!(
+                "pooled rows have {pooled_len} values; {} bags of {dim} columns have {expected}",
+                plan.offsets.len()
+            ),
+        ));
     }
     if let Some(weights) = pooled.sample_weights {
         if weights.len() != plan.slots.len() {
-            return Err(Error::new(ErrorKind::Input, format!("there are {} sample weights for {} ids; give one each", weights.len(), plan.slots.len())));
+            return Err(Error::new(
+                ErrorKind::Input,
+                format!("there are {} sample weights for {} ids; give one each", weights.len(), plan.slots.len()),
+            ));
         }
         if pooled.pooling == Pooling::Mean {
             return Err(Error::new(ErrorKind::Input, "sample weights go with a sum; use mode = \"sum\""));
@@ -156,7 +198,10 @@ impl State {
         if !entry.is_ready() {
             return fail(format!("ticket {} was not waited for; call wait() before using its rows", ticket.0));
         }
-        entry.lookups.get(lookup).map_or_else(|| fail(format!("ticket {} has no lookup {lookup}", ticket.0)), |plan| Ok(Arc::clone(plan)))
+        entry
+            .lookups
+            .get(lookup)
+            .map_or_else(|| fail(format!("ticket {} has no lookup {lookup}", ticket.0)), |plan| Ok(Arc::clone(plan)))
     }
 
     fn apply(&mut self, store: &Store, table: usize, contributions: &[Contribution<'_>], lr: f32) {
@@ -171,7 +216,9 @@ impl State {
             }
             Place::Pooled(at) => {
                 let mut touched = Vec::new();
-                coalesce_and_update(contributions, dim, optimizer, lr, self.pools[at].rows_mut(), |slot| touched.push(slot));
+                coalesce_and_update(contributions, dim, optimizer, lr, self.pools[at].rows_mut(), |slot| {
+                    touched.push(slot);
+                });
                 rows = touched.len();
                 for slot in touched {
                     self.pools[at].dirty.insert(u64::from(slot));

@@ -21,7 +21,8 @@ impl<B: Backend> FailingBackend<B> {
 
     fn pass(&self) -> Result<()> {
         let left = self.operations_left.fetch_update(Ordering::AcqRel, Ordering::Acquire, |left| left.checked_sub(1));
-        left.map(drop).map_err(|_| Error::io("an injected fault: the operation", std::io::Error::from_raw_os_error(self.errno)))
+        left.map(drop)
+            .map_err(|_| Error::io("an injected fault: the operation", std::io::Error::from_raw_os_error(self.errno)))
     }
 }
 

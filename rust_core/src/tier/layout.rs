@@ -68,10 +68,12 @@ impl TableShape {
     /// Refuses sizes that the keys cannot tell apart.
     pub fn check(&self, table: usize) -> Result<()> {
         if self.rows == 0 || self.weight_floats == 0 {
-            return Err(Error::new(ErrorKind::Config, "a table needs at least one row and one column").with_context("table", table));
+            return Err(Error::new(ErrorKind::Config, "a table needs at least one row and one column")
+                .with_context("table", table));
         }
         if self.rows >= 1 << ROW_BITS || table >= 1 << (64 - ROW_BITS) {
-            return Err(Error::new(ErrorKind::Capacity, "a store holds at most 1,048,576 tables of 2^44 rows").with_context("table", table));
+            return Err(Error::new(ErrorKind::Capacity, "a store holds at most 1,048,576 tables of 2^44 rows")
+                .with_context("table", table));
         }
         Ok(())
     }
@@ -146,9 +148,12 @@ impl TableLayout {
             return Ok(());
         }
         let (table, number) = key.parts();
-        Err(Error::new(ErrorKind::Corruption, "a block read from a tier is not the block that was written there; discard the store")
-            .with_context("table", table)
-            .with_context("block", number))
+        Err(Error::new(
+            ErrorKind::Corruption,
+            "a block read from a tier is not the block that was written there; discard the store",
+        )
+        .with_context("table", table)
+        .with_context("block", number))
     }
 }
 
@@ -167,7 +172,7 @@ mod tests {
         assert_eq!(small.place(60), (1, BLOCK_HEADER_BYTES + 68));
         // A row of 4 KiB and a header do not fit in 4 KiB; eleven of them waste less than a tenth of twelve.
         let large = layout(10, 1024, 1);
-        assert!(large.block_bytes % 4096 == 0);
+        assert!(large.block_bytes.is_multiple_of(4096));
         let used = large.rows_per_block * large.row_bytes as u64;
         assert!(used * 10 >= large.block_bytes * 9, "{large:?}");
         let huge = layout(2, 200_000, 0);

@@ -102,7 +102,11 @@ impl BlockTiers {
 impl<'a> PlanBuilder<'a> {
     /// An empty plan.
     pub fn new(tiers: &'a mut BlockTiers) -> Self {
-        let counts = PlanCounts { row_hits: vec![0; tiers.home() + 1], asked_bytes: vec![0; tiers.home() + 1], ..PlanCounts::default() };
+        let counts = PlanCounts {
+            row_hits: vec![0; tiers.home() + 1],
+            asked_bytes: vec![0; tiers.home() + 1],
+            ..PlanCounts::default()
+        };
         Self { tiers, frames: Vec::new(), by_key: HashMap::new(), patches: Vec::new(), images: Vec::new(), counts }
     }
 
@@ -142,7 +146,12 @@ impl<'a> PlanBuilder<'a> {
         let key = BlockKey::new(table, block);
         let known = self.by_key.get(&key).copied();
         let frame = known.unwrap_or_else(|| {
-            let held = self.tiers.middle.iter().enumerate().find_map(|(tier, cache)| cache.peek(key).map(|offset| (tier, offset)));
+            let held = self
+                .tiers
+                .middle
+                .iter()
+                .enumerate()
+                .find_map(|(tier, cache)| cache.peek(key).map(|offset| (tier, offset)));
             let (tier, offset) = held.unwrap_or((self.tiers.home(), self.tiers.layouts[table].block_offset(block)));
             self.new_frame(key, Source::Tier { tier, offset })
         });
@@ -177,7 +186,12 @@ impl<'a> PlanBuilder<'a> {
 
     /// Tier and place of a present block; it becomes the most recently used there.
     fn locate(&mut self, key: BlockKey) -> (Source, usize) {
-        let held = self.tiers.middle.iter_mut().enumerate().find_map(|(tier, cache)| cache.touch(key).map(|offset| (tier, offset)));
+        let held = self
+            .tiers
+            .middle
+            .iter_mut()
+            .enumerate()
+            .find_map(|(tier, cache)| cache.touch(key).map(|offset| (tier, offset)));
         let (tier, offset) = held.unwrap_or_else(|| {
             let (table, block) = key.parts();
             (self.tiers.home(), self.tiers.layouts[table].block_offset(block))
@@ -245,7 +259,11 @@ impl<'a> PlanBuilder<'a> {
 
     /// Lays the frames out in memory and gives the job, with the place of each frame. `initialise`
     /// fills the weights of a row that does not exist yet; its state is zero.
-    pub fn build(self, submitted_ns: Option<u64>, mut initialise: impl FnMut(usize, u64, &mut [f32])) -> (Job, Vec<usize>, PlanCounts) {
+    pub fn build(
+        self,
+        submitted_ns: Option<u64>,
+        mut initialise: impl FnMut(usize, u64, &mut [f32]),
+    ) -> (Job, Vec<usize>, PlanCounts) {
         let Self { tiers, mut frames, patches, images, counts, .. } = self;
         let mut order: Vec<usize> = (0..frames.len()).collect();
         order.sort_unstable_by_key(|&frame| match frames[frame].source {
@@ -290,7 +308,12 @@ impl<'a> PlanBuilder<'a> {
     }
 }
 
-fn fresh_block(tiers: &BlockTiers, key: BlockKey, block: &mut [u8], initialise: &mut impl FnMut(usize, u64, &mut [f32])) {
+fn fresh_block(
+    tiers: &BlockTiers,
+    key: BlockKey,
+    block: &mut [u8],
+    initialise: &mut impl FnMut(usize, u64, &mut [f32]),
+) {
     let (table, number) = key.parts();
     let (layout, shape) = (&tiers.layouts[table], &tiers.shapes[table]);
     TableLayout::write_header(key, block);

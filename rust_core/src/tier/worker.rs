@@ -95,7 +95,10 @@ impl JobHandle {
     pub fn take(&self) -> Result<JobDone> {
         self.wait();
         let mut state = self.0.state.lock().unwrap_or_else(PoisonError::into_inner);
-        state.outcome.take().unwrap_or_else(|| Err(Error::new(ErrorKind::Closed, "the outcome of a transfer was taken twice")))
+        state
+            .outcome
+            .take()
+            .unwrap_or_else(|| Err(Error::new(ErrorKind::Closed, "the outcome of a transfer was taken twice")))
     }
 }
 
@@ -170,8 +173,9 @@ impl Shared {
     fn serve(&self, receiver: &Receiver<(Job, Arc<JobCell>)>) {
         for (job, cell) in receiver {
             let run = std::panic::AssertUnwindSafe(|| self.run(job));
-            let outcome = std::panic::catch_unwind(run)
-                .unwrap_or_else(|_| Err(Error::new(ErrorKind::Io, "the I/O thread panicked; please report this as a bug")));
+            let outcome = std::panic::catch_unwind(run).unwrap_or_else(|_| {
+                Err(Error::new(ErrorKind::Io, "the I/O thread panicked; please report this as a bug"))
+            });
             finish(&cell, outcome);
         }
     }
@@ -211,7 +215,12 @@ impl Shared {
     }
 
     /// One batch per tier; transfers are sorted by tier.
-    fn transfer(&self, mut buffer: AlignedBuffer, transfers: &[Transfer], operation: Operation) -> Result<AlignedBuffer> {
+    fn transfer(
+        &self,
+        mut buffer: AlignedBuffer,
+        transfers: &[Transfer],
+        operation: Operation,
+    ) -> Result<AlignedBuffer> {
         for group in transfers.chunk_by(|a, b| a.tier == b.tier) {
             let backend = &self.backends[group[0].tier];
             let batch = IoBatch { buffer, extents: group.iter().map(|transfer| transfer.extent).collect() };
