@@ -53,12 +53,12 @@ fn littles_law_holds_at_every_depth() {
 #[test]
 fn published_points_are_met() {
     // AnandTech, P4800X review, page 4: queue depth 1 and 16, 4 KiB random reads.
-    for (name, qd1_us, qd16_us) in [("nand-p3700", 77.9, 93.9), ("optane-p4800x", 8.9, 25.5)] {
+    // The published pair of the P4800X gives IOPS x latency = 15, not 16, hence its wider tolerance.
+    for (name, qd1_us, qd16_us, tolerance) in [("nand-p3700", 77.9, 93.9, 0.01), ("optane-p4800x", 8.9, 25.5, 0.08)] {
         let (qd1, ..) = closed_loop(&device(name), 1, 400_000);
         let (qd16, rate, p99) = closed_loop(&device(name), 16, 400_000);
-        assert!((qd1 / 1e3 / qd1_us - 1.0).abs() < 0.02, "{name} QD1 {qd1}");
-        // 1/16 of the requests were missing in the published pair (IOPS x latency = 15), hence 8 %.
-        assert!((qd16 / 1e3 / qd16_us - 1.0).abs() < 0.08, "{name} QD16 {qd16} p99 {p99} at {rate} IOPS");
+        assert!((qd1 / 1e3 / qd1_us - 1.0).abs() < 0.01, "{name} QD1 {qd1}");
+        assert!((qd16 / 1e3 / qd16_us - 1.0).abs() < tolerance, "{name} QD16 {qd16} p99 {p99} at {rate} IOPS");
     }
 }
 

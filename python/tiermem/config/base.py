@@ -2,7 +2,7 @@
 
 import difflib
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Self, get_args
 
@@ -38,12 +38,11 @@ class Config(BaseModel):
             ConfigError: names the key, what is wrong with it, and the nearest known key.
         """
         try:
-            # JSON rules: a list is a tuple, a string is a literal; an integer is not a string.
             return cls.model_validate(_tuples(values))
         except ValidationError as error:
             raise _readable(error, cls, where) from None
-        except ConfigError as error:
-            raise ConfigError(f"{where}: {error}" if where else str(error)) from None
+        except _Problem as problem:
+            raise _Problem(problem.path, problem.render, where) from None
 
     def replace(self, **changes: Any) -> Self:  # noqa: ANN401
         """A copy with some values changed, validated again."""
@@ -64,32 +63,46 @@ def _models_in(annotation: Any) -> list[type[BaseModel]]:  # noqa: ANN401
     return [model for part in get_args(annotation) for model in _models_in(part)]
 
 
-def _known_keys(model: type[BaseModel], path: Sequence[int | str]) -> set[str]:
-    """Keys that the class at `path` below `model` has; several classes where a choice is open."""
-    models = [model]
-    for part in path:
-        fields = [each.model_fields[str(part)] for each in models if str(part) in each.model_fields]
+class _Problem(ConfigError):
+    """An error of one key, which a class around it can still place: `render` takes the whole path."""
+
+    def __init__(self, path: Sequence[str], render: Callable[[str], str], where: str) -> None:
+        super().__init__(f"{where}: {render('.'.join(path))}" if where else render(".".join(path)))
+        self.path = list(path)
+        self.render = render
+
+
+def _walk(model: type[BaseModel], places: Sequence[int | str]) -> tuple[list[str], set[str]]:
+    """The keys among `places`, without the tags of choices, and the keys that exist where they end."""
+    models, path = [model], []
+    for place in places:
+        fields = [each.model_fields[str(place)] for each in models if str(place) in each.model_fields]
+        if fields or isinstance(place, int):
+            path.append(str(place))
         if fields:
             models = [found for field in fields for found in _models_in(field.annotation)]
-    return {name for each in models for name in each.model_fields}
+    return path, {name for each in models for name in each.model_fields}
 
 
 def _readable(error: ValidationError, model: type[BaseModel], where: str) -> ConfigError:
     problem = error.errors(include_url=False)[0]
-    path = ".".join(str(part) for part in problem["loc"])
-    place = f"{where}: " if where else ""
+    places = problem["loc"]
+    inner = problem.get("ctx", {}).get("error")
+    if isinstance(inner, _Problem):
+        return _Problem([*_walk(model, places)[0], *inner.path], inner.render, where)
     if problem["type"] == "extra_forbidden":
-        known = _known_keys(model, problem["loc"][:-1])
-        near = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1, cutoff=0.0)
+        path, known = _walk(model, places[:-1])
+        near = difflib.get_close_matches(str(places[-1]), known, n=1, cutoff=0.0)
         hint = f'; did you mean "{near[0]}"?' if near else ""
-        return ConfigError(f'{place}unknown key "{path}"{hint}')
+        return _Problem([*path, str(places[-1])], lambda at: f'unknown key "{at}"{hint}', where)
     if problem["type"] == "missing":
-        return ConfigError(f'{place}missing key "{path}"')
-    message = problem["msg"].removeprefix("Value error, ")
-    message = message[:1].lower() + message[1:]
-    subject = f"{path}: " if path else ""
-    shown = "" if problem["type"] == "value_error" else f" (got {problem['input']!r})"
-    return ConfigError(f"{place}{subject}{message}{shown}")
+        path = [*_walk(model, places[:-1])[0], str(places[-1])]
+        return _Problem(path, lambda at: f'missing key "{at}"', where)
+    text = problem["msg"].removeprefix("Value error, ")
+    text = text[:1].lower() + text[1:]
+    if problem["type"] != "value_error":
+        text = f"{text} (got {problem['input']!r})"
+    return _Problem(_walk(model, places)[0], lambda at: f"{at}: {text}" if at else text, where)
 
 
 def load_toml(path: Path) -> dict[str, Any]:

@@ -25,21 +25,22 @@ fn knot_x(octave: usize, step: usize) -> f64 {
 
 impl QuantileTable {
     /// From `(probability, ns)` points, ascending in both. Below the median the distribution starts
-    /// at `min_ns`; beyond the last point it is linear in the logarithm of the survival
-    /// probability up to `max_ns`, which is reached at 2^-40.
+    /// at `min_ns`; beyond the last point it runs up to `max_ns`, which is reached at 2^-40. Between
+    /// points the logarithm of the latency is linear in the logarithm of the survival probability:
+    /// a tail that grows by decades is not made heavier than its two ends say.
     ///
     /// Caller: `max_ns` is below 2^32, so that the interpolation cannot overflow.
     pub fn new(min_ns: u64, points: &[(f64, u64)], max_ns: u64) -> Self {
         debug_assert!(max_ns < 1 << 32, "see the caller's duty");
         // libm is a pure-Rust library, the same on every host.
-        let mut curve = vec![(0.0, min_ns as f64)];
+        let mut curve = vec![(0.0, min_ns.max(1) as f64)];
         curve.extend(points.iter().map(|&(p, ns)| (-libm::log2(1.0 - p), ns as f64)));
         curve.push((OCTAVES as f64, max_ns as f64));
         let value = |x: f64| {
             let upper = curve.iter().position(|&(at, _)| at >= x).unwrap_or(curve.len() - 1).max(1);
             let ((x0, y0), (x1, y1)) = (curve[upper - 1], curve[upper]);
             let share = if x1 > x0 { ((x - x0) / (x1 - x0)).clamp(0.0, 1.0) } else { 1.0 };
-            libm::round(y0 + share * (y1 - y0)) as u64
+            libm::round(y0 * libm::exp2(share * libm::log2(y1 / y0))) as u64
         };
         let knots = (0..OCTAVES).flat_map(|octave| (0..=STEPS).map(move |step| knot_x(octave, step)));
         Self { knots_ns: knots.map(value).collect() }
