@@ -47,6 +47,11 @@ def tiny_ml_100k(tmp_path: Path) -> Path:
     users += ["1\t24\tM\ttechnician\t85711", "2\t53\tF\tother\t94043", "3\t24\tM\twriter\t32067"]
     (folder / "ml-100k.user").write_text("\n".join(users) + "\n")
     items = ["item_id:token\tmovie_title:token_seq\trelease_year:token\tclass:token_seq"]
-    items += ["1\tToy Story\t1995\tAnimation Comedy", "2\tGoldenEye\t1995\tAction", "3\tX\t\t", "4\tY\t1994\tComedy"]
+    items += [
+        "1\tToy Story\t1995\tAnimation Comedy",
+        "2\tGoldenEye\t1995\tAction",
+        "3\tX\t\t",
+        "4\tY\t1994\tComedy",
+    ]
     (folder / "ml-100k.item").write_text("\n".join(items) + "\n")
     return folder

@@ -11,6 +11,20 @@ from typing import Final, final
 import numpy as np
 import numpy.typing as npt
 
+__all__ = [
+    "BUILD_PROFILE",
+    "Device",
+    "Gate",
+    "Store",
+    "Ticket",
+    "__version__",
+    "check_device",
+    "direct_io_refusal",
+    "error_classes",
+    "free_bytes",
+    "io_uring_refusal",
+]
+
 _Bytes = npt.NDArray[np.uint8]
 
 BUILD_PROFILE: Final[str]

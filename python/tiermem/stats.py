@@ -83,7 +83,7 @@ class TierStats:
     held: int
     """Rows (fastest tier) or blocks (middle tier) held between batches now."""
     probed_rows: int
-    """Distinct rows that were looked for here."""
+    """Distinct rows that exist and were looked for here; first touches do not count."""
     hit_rows: int
     """Of these, found here."""
     asked_bytes: int

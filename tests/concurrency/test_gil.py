@@ -95,7 +95,7 @@ def test_many_threads_on_one_store_leave_it_consistent() -> None:
     for step in range(40):
         counts += torch.bincount((torch.arange(20) * 7 + step * 11) % 500, minlength=500)
     for table in range(4):
-        (_, weights, _), = bags.store.rows(table)
+        ((_, weights, _),) = bags.store.rows(table)
         torch.testing.assert_close(weights, -counts[:, None].expand(500, 8), rtol=0, atol=0)
     bags.close()
 

@@ -16,7 +16,8 @@ BATCHES = 6
 
 def _bags(draw: st.DrawFn, *, rows: int) -> tuple[list[int], list[int]]:
     bags = draw(st.lists(st.lists(st.integers(0, rows - 1), max_size=5), min_size=3, max_size=3))
-    offsets, ids = [], []
+    offsets: list[int] = []
+    ids: list[int] = []
     for bag in bags:
         offsets.append(len(ids))
         ids.extend(bag)
@@ -93,7 +94,7 @@ def _train(case: dict[str, Any], hierarchy: tm.Hierarchy, distance: int) -> tupl
         seen += [p.detach().numpy().copy() for p in pooled]
         for lookup, reference in zip(lookups(batch), references, strict=True):
             other = reference.forward(lookup.ids, lookup.offsets, lookup.sample_weights)
-            ((other * other).sum() * 0.1 + other.sum()).backward()
+            ((other * other).sum() * 0.1 + other.sum()).backward()  # type: ignore[no-untyped-call]
             reference.step()
     for table in range(len(tables)):
         for _, weights, state in bags.store.rows(table):
@@ -107,7 +108,9 @@ def _bits(arrays: list[np.ndarray]) -> list[bytes]:
     return [array.tobytes() for array in arrays]
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(
+    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
+)
 @given(case=trainings())
 def test_tiers_do_not_change_a_bit(case: dict[str, Any]) -> None:
     in_dram, _, references = _train(case, tm.Hierarchy.load("dram"), 0)
@@ -127,7 +130,9 @@ def test_tiers_do_not_change_a_bit(case: dict[str, Any]) -> None:
     for table, reference in enumerate(references):
         weights, state = torch.from_numpy(final[2 * table]), torch.from_numpy(final[2 * table + 1])
         scale = float(reference.weights.detach().abs().max())
-        torch.testing.assert_close(weights, reference.weights.detach(), rtol=1e-4, atol=1e-5 * max(1.0, scale))
+        torch.testing.assert_close(
+            weights, reference.weights.detach(), rtol=1e-4, atol=1e-5 * max(1.0, scale)
+        )
         if state.shape[1]:
             torch.testing.assert_close(state[:, 0], reference.accumulator, rtol=1e-4, atol=1e-6)
 
@@ -137,17 +142,19 @@ def test_tiers_do_not_change_a_bit(case: dict[str, Any]) -> None:
 def test_one_step_is_within_four_ulp_of_pytorch(duplicates: int, optimizer: Any) -> None:
     """One update from the same bits: weights and state within 4 ulp x sqrt(duplicates) of torch's."""
     table = [tm.TableConfig(name="t", rows=64, dim=32, init_bound=0.5)]
-    bags = tm.TieredEmbeddingBagCollection(table, hierarchy=tm.Hierarchy.load("dram-nand"), optimizer=optimizer)
-    (_, weights, _), = bags.store.rows(0)
+    bags = tm.TieredEmbeddingBagCollection(
+        table, hierarchy=tm.Hierarchy.load("dram-nand"), optimizer=optimizer
+    )
+    ((_, weights, _),) = bags.store.rows(0)
     reference = ReferenceTable(weights, optimizer, "sum")
     ids = torch.arange(64).repeat_interleave(duplicates)[torch.randperm(64 * duplicates)]
     offsets = torch.arange(0, len(ids), 4)
     gradient = torch.rand(len(offsets), 32) + 0.5
     bags([tm.Lookup(0, ids, offsets)])[0].backward(gradient)
     bags.optimizer().step()
-    reference.forward(ids, offsets).backward(gradient)
+    reference.forward(ids, offsets).backward(gradient)  # type: ignore[no-untyped-call]
     reference.step()
-    (_, updated, state), = bags.store.rows(0)
+    ((_, updated, state),) = bags.store.rows(0)
 
     def check(found: torch.Tensor, expected: torch.Tensor, magnitude: torch.Tensor) -> None:
         # The rounding of w - lr * g is that of its larger operand.

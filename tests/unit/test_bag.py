@@ -18,7 +18,9 @@ def _pair(mode: str = "sum", **options: Any) -> tuple[nn.EmbeddingBag, tm.Tiered
     torch_bag = nn.EmbeddingBag(ROWS, DIM, mode=mode, **options)
     hierarchy = tm.Hierarchy.load("dram-nand", budgets={"dram": 0.05})
     optimizer = ours.pop("optimizer", tm.SGD(lr=0.1))
-    return torch_bag, tm.TieredEmbeddingBag.from_torch(torch_bag, hierarchy=hierarchy, optimizer=optimizer, **ours)
+    return torch_bag, tm.TieredEmbeddingBag.from_torch(
+        torch_bag, hierarchy=hierarchy, optimizer=optimizer, **ours
+    )
 
 
 @pytest.mark.parametrize("mode", ["sum", "mean"])
@@ -35,7 +37,7 @@ def test_forward_and_training_follow_torch(mode: str) -> None:
             optimizer.zero_grad()
             pooled.square().sum().backward()
             optimizer.step()
-    (_, weights, _), = ours.bags.store.rows(0)
+    ((_, weights, _),) = ours.bags.store.rows(0)
     torch.testing.assert_close(weights, theirs.weight.detach())
 
 
@@ -117,7 +119,12 @@ def test_fused_and_separate_steps_give_the_same_bits() -> None:
     _, separate = _pair(optimizer=tm.RowWiseAdagrad(lr=0.1))
     hierarchy = tm.Hierarchy.load("dram-nand", budgets={"dram": 0.05})
     fused = tm.TieredEmbeddingBag(
-        ROWS, DIM, mode="sum", hierarchy=hierarchy, optimizer=tm.RowWiseAdagrad(lr=0.1), fused_in_backward=True
+        ROWS,
+        DIM,
+        mode="sum",
+        hierarchy=hierarchy,
+        optimizer=tm.RowWiseAdagrad(lr=0.1),
+        fused_in_backward=True,
     )
     fused.load_state_dict(separate.state_dict())
     for _ in range(5):
@@ -125,8 +132,8 @@ def test_fused_and_separate_steps_give_the_same_bits() -> None:
         for bag in (separate, fused):
             bag(ids, offsets).sum().backward()
         separate.optimizer().step()
-    (_, a, a_state), = separate.bags.store.rows(0)
-    (_, b, b_state), = fused.bags.store.rows(0)
+    ((_, a, a_state),) = separate.bags.store.rows(0)
+    ((_, b, b_state),) = fused.bags.store.rows(0)
     assert torch.equal(a, b)
     assert torch.equal(a_state, b_state)
 
@@ -142,7 +149,7 @@ def test_accumulation_is_one_update_and_zero_grad_forgets() -> None:
             bag(ids[part], offsets[:5]).sum().backward()
     torch.optim.SGD(theirs.parameters(), lr=0.1).step()
     ours.optimizer().step()
-    (_, weights, _), = ours.bags.store.rows(0)
+    ((_, weights, _),) = ours.bags.store.rows(0)
     torch.testing.assert_close(weights, theirs.weight.detach())
     assert not torch.equal(weights, before)
 
@@ -150,12 +157,12 @@ def test_accumulation_is_one_update_and_zero_grad_forgets() -> None:
 def test_schedulers_set_the_learning_rate_of_the_rows() -> None:
     _, ours = _pair(optimizer=tm.SGD(lr=1.0))
     schedule = torch.optim.lr_scheduler.StepLR(ours.optimizer(), step_size=1, gamma=0.5)
-    (_, start, _), = ours.bags.store.rows(0)
+    ((_, start, _),) = ours.bags.store.rows(0)
     for _ in range(2):
         ours(torch.tensor([3]), torch.tensor([0])).sum().backward()
         ours.optimizer().step()
         schedule.step()
-    (_, end, _), = ours.bags.store.rows(0)
+    ((_, end, _),) = ours.bags.store.rows(0)
     torch.testing.assert_close(end[3], start[3] - 1.5)
 
 
@@ -180,14 +187,16 @@ def test_state_dict_round_trip_and_wrong_tables() -> None:
     hierarchy = tm.Hierarchy.load("dram-nand", budgets={"dram": 0.1})
 
     def build(seed: int) -> tm.TieredEmbeddingBagCollection:
-        return tm.TieredEmbeddingBagCollection(table, hierarchy=hierarchy, optimizer=tm.RowWiseAdagrad(lr=0.1), seed=seed)
+        return tm.TieredEmbeddingBagCollection(
+            table, hierarchy=hierarchy, optimizer=tm.RowWiseAdagrad(lr=0.1), seed=seed
+        )
 
     first, second = build(1), build(2)
     first([tm.Lookup(0, torch.arange(50), torch.arange(0, 50, 5))])[0].sum().backward()
     first.optimizer().step()
     second.load_state_dict(first.state_dict())
-    (_, a, a_state), = first.store.rows(0)
-    (_, b, b_state), = second.store.rows(0)
+    ((_, a, a_state),) = first.store.rows(0)
+    ((_, b, b_state),) = second.store.rows(0)
     assert torch.equal(a, b)
     assert torch.equal(a_state, b_state)
     with pytest.raises(ConfigError, match="has tables"):

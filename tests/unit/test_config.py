@@ -49,7 +49,7 @@ def test_a_wrong_override_is_named(override: str, message: str) -> None:
 
 
 def test_a_budget_for_a_tier_that_is_not_there() -> None:
-    with pytest.raises(ConfigError, match='no tier "hbm".*tiers: dram, nand'):
+    with pytest.raises(ConfigError, match=r'no tier "hbm".*tiers: dram, nand'):
         tm.Hierarchy.load("dram-nand", budgets={"hbm": 0.1})
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from tiermem.config import CriteoData, Ml100kData, RecboleData, SyntheticData, TraceData
 from tiermem.config.experiment import SplitConfig
-from tiermem.data import fetch_ml_100k, load_dataset
 from tiermem.data import fetch as fetch_module
+from tiermem.data import fetch_ml_100k, load_dataset
 from tiermem.data.dataset import SparseColumn, random_split
 from tiermem.data.hashing import mix
 from tiermem.data.trace import read_trace
@@ -32,7 +32,18 @@ def test_bags_of_a_column_are_cut_out_as_a_loop_would() -> None:
 def test_ml_100k_columns(tiny_ml_100k: Path) -> None:
     data = load_dataset(Ml100kData(name="ml-100k", path=str(tiny_ml_100k)), seed=1)
     names = [column.name for column in data.sparse]
-    assert names == ["user_id", "item_id", "age", "gender", "occupation", "zip_code", "release_year", "hour", "weekday", "genres"]
+    assert names == [
+        "user_id",
+        "item_id",
+        "age",
+        "gender",
+        "occupation",
+        "zip_code",
+        "release_year",
+        "hour",
+        "weekday",
+        "genres",
+    ]
     assert len(data) == 12
     np.testing.assert_array_equal(data.labels, [n % 5 + 1 >= 4 for n in range(12)])
     columns = {column.name: column for column in data.sparse}
@@ -52,14 +63,22 @@ def test_the_real_ml_100k_has_its_published_counts(ml_100k: Path) -> None:
     data = load_dataset(Ml100kData(name="ml-100k", path=str(ml_100k)), seed=1)
     rows = {column.name: column.rows for column in data.sparse}
     # Counts of reference data: 943 users, 1,682 items, 55.375 % positives, 2.13 genres per interaction.
-    assert (len(data), rows["user_id"], rows["item_id"], rows["age"], rows["zip_code"]) == (100_000, 943, 1682, 61, 795)
+    assert (len(data), rows["user_id"], rows["item_id"], rows["age"], rows["zip_code"]) == (
+        100_000,
+        943,
+        1682,
+        61,
+        795,
+    )
     assert data.labels.mean() == pytest.approx(0.55375)
     assert len(data.sparse[-1].ids) / len(data) == pytest.approx(2.13, abs=0.01)
     assert np.bincount(data.split).tolist() == [80_000, 10_000, 10_000]
 
 
 def test_recbole_files_in_general(tiny_ml_100k: Path) -> None:
-    config = RecboleData(name="recbole", path=str(tiny_ml_100k), dataset="ml-100k", label="rating", label_threshold=4)
+    config = RecboleData(
+        name="recbole", path=str(tiny_ml_100k), dataset="ml-100k", label="rating", label_threshold=4
+    )
     data = load_dataset(config, seed=1)
     assert [column.name for column in data.sparse][:2] == ["user_id", "item_id"]
     assert "movie_title" in [column.name for column in data.sparse]
@@ -90,7 +109,11 @@ def _criteo_line(label: str, first: str, token: str) -> str:
 
 def test_criteo_lines(tmp_path: Path) -> None:
     path = tmp_path / "day.tsv.gz"
-    lines = [_criteo_line("1", "7", "80e26c9b"), _criteo_line("0", "", ""), _criteo_line("0", "-2", "80e26c9b")]
+    lines = [
+        _criteo_line("1", "7", "80e26c9b"),
+        _criteo_line("0", "", ""),
+        _criteo_line("0", "-2", "80e26c9b"),
+    ]
     path.write_bytes(gzip.compress("\n".join(lines).encode()))
     data = load_dataset(CriteoData(name="criteo", path=str(path), rows_per_table=1000), seed=1)
     assert (len(data), data.dense.shape, len(data.sparse)) == (3, (3, 13), 26)
@@ -124,7 +147,9 @@ def test_the_scarab_trace_is_the_published_one() -> None:
 
 
 def test_a_trace_keeps_its_order_and_its_reuse() -> None:
-    data = load_dataset(TraceData(name="trace", tables=2, rows_per_table=2**22, ids_per_bag=4, samples_max=5000), seed=1)
+    data = load_dataset(
+        TraceData(name="trace", tables=2, rows_per_table=2**22, ids_per_bag=4, samples_max=5000), seed=1
+    )
     keys = read_trace(None)[:20_000]
     for column in data.sparse:
         assert column.ids.max() < 2**22
@@ -217,20 +242,26 @@ class TestFetch:
             fetch_ml_100k(wheel)
         self._nothing_is_kept()
 
-    def test_a_published_copy_is_taken_and_kept(self, tmp_path: Path, ml_100k: Path) -> None:
+    def test_a_published_copy_is_taken_and_kept(self, ml_100k: Path) -> None:
         copied = fetch_ml_100k(ml_100k)
         assert copied == self.cache / "ml-100k"
-        assert sorted(path.name for path in copied.iterdir()) == ["ml-100k.inter", "ml-100k.item", "ml-100k.user"]
+        assert sorted(path.name for path in copied.iterdir()) == [
+            "ml-100k.inter",
+            "ml-100k.item",
+            "ml-100k.user",
+        ]
         assert fetch_ml_100k() == copied, "a checked copy needs no network"
 
     def test_no_network_says_what_to_do(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(fetch_module, "_WHEEL", "tiermem-no-such-package==0")
         monkeypatch.setenv("PIP_NO_INDEX", "1")
-        with pytest.raises(OSError, match="--from recbole-1.2.1-py3-none-any.whl"):
+        with pytest.raises(OSError, match=r"--from recbole-1\.2\.1-py3-none-any\.whl"):
             fetch_ml_100k()
         self._nothing_is_kept()
 
-    def test_a_cache_that_cannot_be_written(self, monkeypatch: pytest.MonkeyPatch, tiny_ml_100k: Path) -> None:
+    def test_a_cache_that_cannot_be_written(
+        self, monkeypatch: pytest.MonkeyPatch, tiny_ml_100k: Path
+    ) -> None:
         monkeypatch.setenv("TIERMEM_DATA", "/proc/nothing")
         with pytest.raises(OSError, match="cannot write /proc/nothing"):
             fetch_ml_100k(tiny_ml_100k)

@@ -13,13 +13,22 @@ from tiermem.errors import ConfigError, TiermemError
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("64MiB", 64 * 2**20), ("1.5KiB", 1536), ("2 GB", 2 * 10**9), (17, 17), ("1e3kB", 10**6), ("1_000B", 1000)],
+    [
+        ("64MiB", 64 * 2**20),
+        ("1.5KiB", 1536),
+        ("2 GB", 2 * 10**9),
+        (17, 17),
+        ("1e3kB", 10**6),
+        ("1_000B", 1000),
+    ],
 )
 def test_sizes(text: object, expected: int) -> None:
     assert units.parse_bytes(text) == expected
 
 
-@pytest.mark.parametrize("wrong", ["", "1", "MiB", "-1MiB", "1.5B", "1mib", -1, 1.5, True, None, "1GiB/s", "0x10B"])
+@pytest.mark.parametrize(
+    "wrong", ["", "1", "MiB", "-1MiB", "1.5B", "1mib", -1, 1.5, True, None, "1GiB/s", "0x10B"]
+)
 def test_what_is_not_a_size_is_refused_in_one_sentence(wrong: object) -> None:
     with pytest.raises(ConfigError) as caught:
         units.parse_bytes(wrong)

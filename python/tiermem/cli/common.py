@@ -1,11 +1,12 @@
 """What the verbs share: options, output, progress, run directories."""
 
 import argparse
+import contextlib
 import datetime
 import json
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from tiermem.errors import DeviceError
 from tiermem.report import Table
 from tiermem.results import write_text
 
-__all__ = ["Output", "add_output_options", "new_run_directory", "save_run"]
+__all__ = ["Output", "add_output_options", "run_directory", "save_run", "warn_if_late"]
 
 _LINE_EVERY_S = 5.0
 # A file or a pipe has no width; nothing is cut there.
@@ -113,14 +114,18 @@ class StepProgress:
             self.output.line(f"{self.name}: step {done}/{total}, {rate:,.0f} samples/s, loss {loss:.4f}")
 
 
-def new_run_directory(chosen: str | None, verb: str) -> Path:
-    """Makes the directory of a run; empty if it did not exist.
+@contextlib.contextmanager
+def run_directory(chosen: str | None, verb: str) -> Iterator[Path]:
+    """The directory of a run, made now so that a wrong place is known before the work, not after.
+
+    A run that fails leaves no empty directory behind.
 
     Raises:
         DeviceError: if it cannot be made or written.
     """
     stamp = datetime.datetime.now(tz=datetime.UTC).strftime("%Y%m%d-%H%M%S")
     path = Path(chosen) if chosen is not None else Path("runs") / f"{verb}-{stamp}"
+    made = [folder for folder in (path, *path.parents) if not folder.exists()]
     try:
         path.mkdir(parents=True, exist_ok=True)
         probe = path / ".writable"
@@ -128,7 +133,12 @@ def new_run_directory(chosen: str | None, verb: str) -> Path:
         probe.unlink()
     except OSError as error:
         raise DeviceError(error.errno, f"cannot write the run directory {path}: {error.strerror}") from None
-    return path
+    try:
+        yield path
+    finally:
+        for folder in made:
+            if not any(folder.iterdir()):
+                folder.rmdir()
 
 
 def save_run(path: Path, record: Mapping[str, Any], html: str | None) -> None:

@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from tiermem.cli.common import Output, add_output_options, new_run_directory, save_run, warn_if_late
+from tiermem.cli.common import Output, add_output_options, run_directory, save_run, warn_if_late
 from tiermem.config import Experiment
 from tiermem.report import all_tables, render_html
 
@@ -40,10 +40,10 @@ def _run(options: argparse.Namespace) -> int:
     experiment = Experiment.load(options.config, [*options.overrides, *seed])
     from tiermem.cli.runs import run_record, train_run  # noqa: PLC0415 (loads torch and the extension)
 
-    directory = new_run_directory(options.out, "train")
-    dataset, run = train_run(experiment, experiment.data.name, output)
-    record = run_record({"experiment": experiment}, [run], seed=experiment.seed)
-    save_run(directory, record, render_html(record, title=f"tiermem train: {dataset.name}"))
+    with run_directory(options.out, "train") as directory:
+        dataset, run = train_run(experiment, experiment.data.name, output)
+        record = run_record({"experiment": experiment}, [run], seed=experiment.seed)
+        save_run(directory, record, render_html(record, title=f"tiermem train: {dataset.name}"))
     for table in all_tables(record):
         output.table(table)
     warn_if_late(output, record)

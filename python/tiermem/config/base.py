@@ -41,8 +41,8 @@ class Config(BaseModel):
             return cls.model_validate(_tuples(values))
         except ValidationError as error:
             raise _readable(error, cls, where) from None
-        except _Problem as problem:
-            raise _Problem(problem.path, problem.render, where) from None
+        except _PlacedError as problem:
+            raise _PlacedError(problem.path, problem.render, where) from None
 
     def replace(self, **changes: Any) -> Self:  # noqa: ANN401
         """A copy with some values changed, validated again."""
@@ -63,7 +63,7 @@ def _models_in(annotation: Any) -> list[type[BaseModel]]:  # noqa: ANN401
     return [model for part in get_args(annotation) for model in _models_in(part)]
 
 
-class _Problem(ConfigError):
+class _PlacedError(ConfigError):
     """An error of one key, which a class around it can still place: `render` takes the whole path."""
 
     def __init__(self, path: Sequence[str], render: Callable[[str], str], where: str) -> None:
@@ -88,21 +88,21 @@ def _readable(error: ValidationError, model: type[BaseModel], where: str) -> Con
     problem = error.errors(include_url=False)[0]
     places = problem["loc"]
     inner = problem.get("ctx", {}).get("error")
-    if isinstance(inner, _Problem):
-        return _Problem([*_walk(model, places)[0], *inner.path], inner.render, where)
+    if isinstance(inner, _PlacedError):
+        return _PlacedError([*_walk(model, places)[0], *inner.path], inner.render, where)
     if problem["type"] == "extra_forbidden":
         path, known = _walk(model, places[:-1])
         near = difflib.get_close_matches(str(places[-1]), known, n=1, cutoff=0.0)
         hint = f'; did you mean "{near[0]}"?' if near else ""
-        return _Problem([*path, str(places[-1])], lambda at: f'unknown key "{at}"{hint}', where)
+        return _PlacedError([*path, str(places[-1])], lambda at: f'unknown key "{at}"{hint}', where)
     if problem["type"] == "missing":
         path = [*_walk(model, places[:-1])[0], str(places[-1])]
-        return _Problem(path, lambda at: f'missing key "{at}"', where)
+        return _PlacedError(path, lambda at: f'missing key "{at}"', where)
     text = problem["msg"].removeprefix("Value error, ")
     text = text[:1].lower() + text[1:]
     if problem["type"] != "value_error":
         text = f"{text} (got {problem['input']!r})"
-    return _Problem(_walk(model, places)[0], lambda at: f"{at}: {text}" if at else text, where)
+    return _PlacedError(_walk(model, places)[0], lambda at: f"{at}: {text}" if at else text, where)
 
 
 def load_toml(path: Path) -> dict[str, Any]:

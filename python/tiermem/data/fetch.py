@@ -125,5 +125,6 @@ def _check(name: str, contents: bytes, source: Path) -> None:
     found = hashlib.sha256(contents).hexdigest()
     if found != _SHA256[name]:
         raise CorruptionError(
-            f"{name} from {source} has SHA-256 {found[:16]}..., expected {_SHA256[name][:16]}...; kept nothing"
+            f"{name} from {source} has SHA-256 {found[:16]}..., expected {_SHA256[name][:16]}...;"
+            " nothing was kept"
         )

@@ -65,11 +65,12 @@ def _new(columns: int = 1) -> "tuple[Figure, list[Axes]]":
     return figure, made
 
 
-def _labels(axes: "Axes", x: str, y: str, *, legend: bool = True) -> None:
+def _labels(axes: "Axes", x: str, y: str, *, outside: bool = True) -> None:
     axes.set_xlabel(x, color=_INK)
     axes.set_ylabel(y, color=_INK)
-    if legend:
-        axes.legend(frameon=False, labelcolor=_INK, fontsize="small")
+    if axes.get_legend_handles_labels()[0]:
+        place = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)} if outside else {}
+        axes.legend(frameon=False, labelcolor=_INK, fontsize="small", **place)
 
 
 def _svg(figure: "Figure", ink: str) -> str:
@@ -115,8 +116,8 @@ def _quality(record: Mapping[str, Any]) -> "Figure | None":
         aucs.axhline(auc, color=_INK, linewidth=0.8, linestyle=":", label="logistic regression: test")
     for axes in (losses, aucs):
         axes.set_xticks(list(numbers))
-    _labels(losses, "epoch", "logloss")
-    _labels(aucs, "epoch", "AUC")
+    _labels(losses, "epoch", "logloss", outside=False)
+    _labels(aucs, "epoch", "AUC", outside=False)
     return figure
 
 

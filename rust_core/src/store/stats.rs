@@ -90,7 +90,7 @@ pub struct TierStats {
     pub name: String,
     /// Rows (fastest tier) or blocks (middle tier) that it holds between batches now; 0 for the home tier.
     pub held: u64,
-    /// Distinct rows that were looked for in this tier.
+    /// Distinct rows that exist and were looked for in this tier.
     pub probed_rows: u64,
     /// Of these, found here.
     pub hit_rows: u64,
@@ -131,7 +131,8 @@ impl Store {
         let state = self.lock()?;
         let now_ns = self.clock.now_ns();
         let counters = &state.counters;
-        let mut probed = counters.unique_rows;
+        // Rows that come into being are found nowhere and cost no device read.
+        let mut probed = counters.unique_rows - counters.initialised;
         let mut tiers = Vec::new();
         let mut schedule = self.schedule();
         if self.clock.is_virtual() {
@@ -159,11 +160,7 @@ impl Store {
                 asked_bytes: counters.asked_bytes[position],
                 device: DeviceStats::new(&config.device, info, snapshot, now_ns),
             });
-            // Rows that come into being are found nowhere and cost no device read.
             probed = probed.saturating_sub(hits);
-            if position == 0 {
-                probed = probed.saturating_sub(counters.initialised);
-            }
         }
         Ok(StoreStats {
             tiers,

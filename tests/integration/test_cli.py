@@ -1,0 +1,174 @@
+"""The command line from end to end: output, exit codes, and what is left behind."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiermem.cli.main import main
+
+SMALL = [
+    "--set", "data.samples_max=3000", "--set", "data.rows_per_table=2000", "--set", "train.batch_size=256",
+]  # fmt: skip
+
+
+def _run(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "tiermem", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False)
+
+
+def _json(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
+    assert main([*arguments, "--json", "--quiet"]) == 0
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return found
+
+
+def test_help_and_version_name_every_verb() -> None:
+    done = _run("--help")
+    assert done.returncode == 0
+    for verb in ("demo", "data", "device", "train", "report", "doctor"):
+        assert verb in done.stdout
+    assert _run("--version").stdout.startswith("tiermem 0.")
+    assert _run("nonsense").returncode == 2
+
+
+def test_train_writes_a_run_that_report_reads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "run"
+    found = _json(capsys, "train", "--config", "demo-tiering", *SMALL, "--out", str(out))
+    assert sorted(path.name for path in out.iterdir()) == ["config.json", "record.json", "report.html"]
+    run = found["results"]["runs"]["trace"]
+    assert run["steps"] == 12
+    nand = run["store"]["tiers"][1]
+    assert nand["device"]["reads"] > 0
+    assert nand["device"]["writes"] > 0
+    assert main(["report", str(out), "--figures", str(tmp_path / "figures")]) == 0
+    text = capsys.readouterr().out
+    assert "Step time" in text
+    assert "nand-p3700" in text
+    figures = sorted(path.name for path in (tmp_path / "figures").iterdir())
+    assert "hit-rate-over-time-dark.svg" in figures
+    assert "device-read-latency-light.svg" in figures
+
+
+def test_the_page_is_self_contained_and_says_what_is_emulated(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    _json(capsys, "train", "--config", "demo-tiering", *SMALL, "--out", str(out))
+    page = (out / "report.html").read_text()
+    # Names of XML vocabularies are not fetched; anything else that could be would be a link or a source.
+    assert re.findall(r"(?:src|href)=\"(?!#)[^\"]*\"", page) == []
+    assert not re.search(r"@import|url\((?!#)", page)
+    assert "prefers-color-scheme: dark" in page
+    assert "not measurements of those devices" in page
+    assert page.count("<svg") == 3, "a run without evaluation has no quality plot"
+    assert "assumptions" in page
+
+
+def test_virtual_results_repeat_and_do_not_depend_on_the_backend(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = ["train", "--config", "demo-tiering", *SMALL]
+    digests = [_json(capsys, *base, "--out", str(tmp_path / name))["results_digest"] for name in ("a", "b")]
+    hierarchy = tmp_path / "files.toml"
+    hierarchy.write_text(
+        '[[tiers]]\nname = "dram"\ndevice = "dram-ddr4-2933"\ncache = 0.1\n\n'
+        '[[tiers]]\nname = "nand"\ndevice = "nand-p3700"\n'
+        f'backend = {{ engine = "auto", directory = "{tmp_path}" }}\n'
+    )
+    files = _json(capsys, *base, "--set", f"hierarchy={hierarchy}", "--out", str(tmp_path / "c"))
+    assert digests[0] == digests[1] == files["results_digest"]
+    other = _json(capsys, *base, "--seed", "2", "--out", str(tmp_path / "d"))
+    assert other["results_digest"] != digests[0]
+
+
+def test_wall_clock_runs_train_the_same_bits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base = ["train", "--config", "demo-tiering", *SMALL]
+    quality = []
+    for clock in ("virtual", "wall"):
+        hierarchy = tmp_path / f"{clock}.toml"
+        hierarchy.write_text(
+            f'clock = "{clock}"\n[[tiers]]\nname = "dram"\ndevice = "dram-ddr4-2933"\ncache = 0.1\n\n'
+            '[[tiers]]\nname = "nand"\ndevice = "nand-p3700"\n'
+        )
+        found = _json(capsys, *base, "--set", f"hierarchy={hierarchy}", "--out", str(tmp_path / clock))
+        quality.append(found["quality"]["runs"]["trace"])
+        assert found["results"]["runs"]["trace"]["clock"] == clock
+    assert quality[0] == quality[1]
+
+
+def test_device_verbs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "nand-p3700" in _json(capsys, "device", "list")["devices"]
+    assert _json(capsys, "device", "show", "nand-p3700")["units"] == 42
+    found = _json(capsys, "device", "bench", "nand-p3700", "--queue-depth", "1,16", "--requests", "20000")
+    latencies = [point["latency"]["mean_ns"] for point in found["points"]]
+    # The published points: 77.9 us at queue depth 1, 93.9 us at 16.
+    assert latencies == pytest.approx([77_900, 93_900], rel=0.02)
+
+
+def test_doctor_and_data_list(capsys: pytest.CaptureFixture[str]) -> None:
+    assert _json(capsys, "doctor")["build_profile"] == "release"
+    assert "ml-100k" in _json(capsys, "data", "list")["data_sets"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["train", "--config", "nothing"], 2, '"nothing" is not one of the experiments'),
+        (
+            ["train", "--config", "demo-tiering", "--set", "train.epoch=1"],
+            2,
+            'unknown key "train.epoch"; did you mean "epochs"?',
+        ),
+        (["train", "--config", "demo-tiering", "--set", "budgets.dram=3x"], 2, "'3x' is not a size in bytes"),
+        (
+            ["train", "--config", "demo-tiering", "--out", "/proc/nothing"],
+            1,
+            "cannot write the run directory /proc/nothing",
+        ),
+        (
+            ["train", "--config", "demo-tiering", *SMALL, "--set", "budgets.dram=3"],
+            1,
+            "cannot hold a single row",
+        ),
+        (["data", "fetch", "ml-1m"], 2, '"ml-1m" is not a data set'),
+        (["data", "fetch", "ml-100k", "--from", "/nothing"], 2, "there is no /nothing"),
+        (["device", "show", "nand-p370"], 2, 'did you mean "nand-p3700"?'),
+        (["device", "bench", "nand-p3700", "--queue-depth", "x"], 2, "is not a list of integers"),
+        (["device", "bench", "nand-p3700", "--capacity", "2TB"], 1, "exceeds that of the device"),
+        (["device", "bench", "nand-p3700", "--directory", "/proc/nothing"], 1, "directory=/proc/nothing"),
+        (["report", "/nothing"], 1, "is it a run directory?"),
+        (["demo", "--split", "/nothing.npz", "--out", "OUT"], 2, "cannot read /nothing.npz"),
+    ],
+)
+def test_wrong_use_ends_in_one_sentence(  # noqa: PLR0917 (pytest passes fixtures by name)
+    arguments: list[str], code: int, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch, ml_100k: Path,
+) -> None:  # fmt: skip
+    assert ml_100k.is_dir(), "the demo case needs the data"
+    monkeypatch.chdir(tmp_path)
+    assert main([*arguments, "--quiet"]) == code
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("tiermem: error: ")
+    assert message in captured.err
+    assert captured.err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == [], "nothing half-written is left behind"
+
+
+@pytest.mark.slow
+def test_the_demo_keeps_its_promises(tmp_path: Path, ml_100k: Path) -> None:
+    done = _run("demo", "--json", "--out", str(tmp_path / "demo"), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["bit_identical"] is True
+    assert found["test_auc"] >= 0.77
+    assert found["test_auc"] >= found["logistic_regression_test_auc"] + 0.005
+    for name, run in found["results"]["runs"].items():
+        for tier in run["store"]["tiers"][1:]:
+            assert tier["device"]["reads"] > 0, name
+            assert tier["device"]["writes"] > 0, name
+    assert (tmp_path / "demo" / "report.html").is_file()
