@@ -22,6 +22,7 @@ class _PooledLookup(torch.autograd.Function):
         *sample_weights: torch.Tensor | None,
     ) -> tuple[torch.Tensor, ...]:
         ctx.store, ctx.ticket, ctx.lr = store, ticket, lr
+        ctx.set_materialize_grads(False)
         ctx.weighted = [weights is not None and weights.requires_grad for weights in sample_weights]
         return tuple(store.gather(ticket, position) for position in range(len(ticket.lookups)))
 

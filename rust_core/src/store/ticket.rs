@@ -109,7 +109,8 @@ impl Store {
     /// Returns when the rows of a ticket are in memory, and on a wall clock when they are due.
     pub fn wait(&self, ticket: TicketId) -> Result<()> {
         self.fill_through(ticket)?;
-        let ready_ns = self.lock()?.tickets.get(&ticket.0).ok_or_else(|| unknown(ticket))?.ready_ns;
+        // A row that an earlier ticket has in flight is ready when that ticket is.
+        let ready_ns = self.lock()?.tickets.range(..=ticket.0).map(|(_, entry)| entry.ready_ns).max().unwrap_or(0);
         self.clock.wait_until(ready_ns);
         Ok(())
     }
