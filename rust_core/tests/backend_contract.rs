@@ -82,7 +82,7 @@ fn open(engine: Engine, direct: DirectIo, directory: &Path) -> Box<dyn Backend> 
 
 #[test]
 fn ram() {
-    check_contract(&RamBackend::new(LEN));
+    check_contract(&RamBackend::new(LEN).unwrap());
 }
 
 #[test]
@@ -129,7 +129,7 @@ fn phantom_keeps_nothing_and_refuses_the_same() {
 
 #[test]
 fn a_failing_backend_fails_with_its_errno_and_keeps_what_was_written() {
-    let backend = FailingBackend::after(1, libc::ENOSPC, RamBackend::new(LEN));
+    let backend = FailingBackend::after(1, libc::ENOSPC, RamBackend::new(LEN).unwrap());
     backend.write(batch(&[1], |_| 9)).1.unwrap();
     let error = backend.write(batch(&[2], |_| 9)).1.unwrap_err();
     assert_eq!((error.kind(), error.raw_os_error()), (ErrorKind::NoSpace, Some(libc::ENOSPC)));

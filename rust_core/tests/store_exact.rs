@@ -176,7 +176,7 @@ fn churn() -> Vec<Batch> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(60) })]
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(150) })]
     #[test]
     fn tiers_do_not_change_a_bit(
         batches in batches(2, 12),
@@ -184,8 +184,7 @@ proptest! {
         adagrad in any::<bool>(),
         distance in 0usize..4,
         cache_rows in 1u64..40,
-        three_tiers in any::<bool>(),
-        middle_blocks in 1u64..6,
+        middle_blocks in prop::collection::vec(1u64..6, 0..4),
     ) {
         let batches = [batches, churn()].concat();
         let dims = [(400, 16), (400, if same_dim { 16 } else { 5 })];
@@ -195,8 +194,9 @@ proptest! {
         prop_assert_eq!(&expected, &scalar_twin(&dims, &batches, optimizer));
 
         let mut tiers = vec![tier("dram", "dram-ddr4-2933", Some(Budget::Bytes(cache_rows * 2 * 68)))];
-        if three_tiers {
-            tiers.push(tier("optane", "optane-p4800x", Some(Budget::Bytes(middle_blocks * 4096))));
+        for (position, blocks) in middle_blocks.iter().enumerate() {
+            let budget = Some(Budget::Bytes(blocks * 4096));
+            tiers.push(tier(&format!("optane{position}"), "optane-p4800x", budget));
         }
         tiers.push(tier("nand", "nand-p3700", None));
         let tiered = Store::open(config(&dims, tiers, optimizer, 1 << 16)).unwrap();
@@ -299,7 +299,7 @@ fn a_device_smaller_than_the_table_and_a_memory_limit_are_capacity_errors() {
 fn every_failure_of_a_backend_is_an_error_and_stops_the_store() {
     for operations in 0..12 {
         let wrap = |_: usize, _: Box<dyn Backend>| -> Box<dyn Backend> {
-            Box::new(FailingBackend::after(operations, libc::EIO, RamBackend::new(1 << 24)))
+            Box::new(FailingBackend::after(operations, libc::EIO, RamBackend::new(1 << 24).unwrap()))
         };
         let store = Store::open_wrapped(small(two_tiers(4), 64 * 64), &wrap).unwrap();
         let mut failure = None;

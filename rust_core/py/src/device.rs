@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use pyo3::prelude::*;
-use tiermem_core::backend::{BackendConfig, open_backend};
+use tiermem_core::backend::BackendConfig;
 use tiermem_core::clock::Clock;
 use tiermem_core::device::{DeviceSpec, EmulatedDevice};
 use tiermem_core::{Error, ErrorKind};
@@ -45,9 +45,7 @@ impl Device {
         let clock = Arc::new(if wall { Clock::new_wall() } else { Clock::new_virtual() });
         let for_device = Arc::clone(&clock);
         let inner = py
-            .detach(|| {
-                EmulatedDevice::new(spec, open_backend(&backend, capacity_bytes)?, for_device, queue_depth, seed)
-            })
+            .detach(|| EmulatedDevice::open(spec, &backend, capacity_bytes, for_device, queue_depth, seed))
             .map_err(to_python)?;
         Ok(Self { inner, clock })
     }

@@ -6,11 +6,26 @@ use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 
+use crate::error::{Error, ErrorKind, Result};
+
 /// Owned, zeroed memory whose address is a multiple of 4096: what `O_DIRECT` asks for on every
 /// filesystem that we know, and a page, so that large buffers cost nothing until touched.
 pub struct AlignedBuffer {
     start: NonNull<u8>,
     nbytes: usize,
+}
+
+fn refused(nbytes: usize) -> Error {
+    Error::new(ErrorKind::Capacity, "this host has not enough memory").with_context("needed_bytes", nbytes)
+}
+
+/// Memory of this host in bytes.
+pub fn physical_memory_bytes() -> u64 {
+    // SAFETY: `sysconf` reads a number and has no preconditions.
+    let pages = unsafe { libc::sysconf(libc::_SC_PHYS_PAGES) };
+    // SAFETY: as above.
+    let page_bytes = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+    u64::try_from(pages).unwrap_or(0).saturating_mul(u64::try_from(page_bytes).unwrap_or(0))
 }
 
 #[repr(align(4096))]
@@ -25,17 +40,24 @@ impl AlignedBuffer {
     /// Alignment of the first byte.
     pub const ALIGNMENT_BYTES: usize = 4096;
 
-    /// `nbytes` zero bytes.
+    /// `nbytes` zero bytes; for sizes that follow from one batch.
     pub fn zeroed(nbytes: usize) -> Self {
+        Self::try_zeroed(nbytes).unwrap_or_else(|_| handle_alloc_error(Self::layout(nbytes)))
+    }
+
+    /// `nbytes` zero bytes, or a `Capacity` error; for sizes that a user chose.
+    pub fn try_zeroed(nbytes: usize) -> Result<Self> {
         if nbytes == 0 {
             // Aligned as well, since the empty float view needs it.
-            return Self { start: NonNull::<Page>::dangling().cast(), nbytes };
+            return Ok(Self { start: NonNull::<Page>::dangling().cast(), nbytes });
+        }
+        if nbytes > isize::MAX as usize - Self::ALIGNMENT_BYTES {
+            return Err(refused(nbytes));
         }
         let layout = Self::layout(nbytes);
         // SAFETY: the layout has a size above zero.
         let start = unsafe { alloc_zeroed(layout) };
-        let Some(start) = NonNull::new(start) else { handle_alloc_error(layout) };
-        Self { start, nbytes }
+        NonNull::new(start).map(|start| Self { start, nbytes }).ok_or_else(|| refused(nbytes))
     }
 
     fn layout(nbytes: usize) -> Layout {
@@ -90,12 +112,6 @@ impl std::fmt::Debug for AlignedBuffer {
 pub fn f32_as_bytes(values: &[f32]) -> &[u8] {
     // SAFETY: floats have no padding, and u8 has no alignment requirement.
     unsafe { std::slice::from_raw_parts(values.as_ptr().cast::<u8>(), size_of_val(values)) }
-}
-
-/// A mutable view of floats as bytes.
-pub fn f32_as_bytes_mut(values: &mut [f32]) -> &mut [u8] {
-    // SAFETY: as in `f32_as_bytes`, and every bit pattern is a float.
-    unsafe { std::slice::from_raw_parts_mut(values.as_mut_ptr().cast::<u8>(), size_of_val(values)) }
 }
 
 #[cfg(test)]

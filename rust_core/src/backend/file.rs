@@ -53,7 +53,7 @@ pub fn scratch_file(directory: &Path, len_bytes: u64, direct: DirectIo) -> Resul
     let mut opened = create(if is_direct { libc::O_DIRECT } else { 0 });
     if is_direct {
         let refusal = match &opened {
-            Ok(file) => probe_direct(file).err(),
+            Ok(file) => probe_direct(file).err().filter(is_direct_refusal),
             Err(error) if is_direct_refusal(error) => {
                 Some(std::io::Error::from_raw_os_error(error.raw_os_error().unwrap_or(libc::EINVAL)))
             }

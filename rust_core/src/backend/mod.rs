@@ -7,7 +7,7 @@ mod phantom;
 mod ram;
 mod uring;
 
-pub use buffer::{AlignedBuffer, f32_as_bytes, f32_as_bytes_mut};
+pub use buffer::{AlignedBuffer, f32_as_bytes, physical_memory_bytes};
 pub use file::{DirectIo, FileBackend, ScratchFile, free_bytes, scratch_file};
 pub use open::{BackendConfig, Engine, open_backend};
 pub use phantom::PhantomBackend;
@@ -15,6 +15,9 @@ pub use ram::RamBackend;
 pub use uring::{UringBackend, probe_io_uring};
 
 use crate::error::{Error, ErrorKind, Result};
+
+/// One system call moves less than 2 GiB.
+const EXTENT_BYTES_MAX: usize = 1 << 30;
 
 /// One contiguous piece of a batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -84,7 +87,9 @@ pub(crate) fn check_extents(backend: &dyn Backend, batch: &IoBatch) -> Result<()
         let aligned = extent.offset.is_multiple_of(alignment as u64)
             && extent.nbytes.is_multiple_of(alignment)
             && extent.buffer_offset.is_multiple_of(alignment);
-        let problem = if !inside {
+        let problem = if extent.nbytes > EXTENT_BYTES_MAX {
+            "a request is larger than 1 GiB"
+        } else if !inside {
             "a request ends behind the end of the backend"
         } else if !in_buffer {
             "a request does not fit in its buffer"

@@ -56,7 +56,7 @@ pub fn open_backend(config: &BackendConfig, len_bytes: u64) -> Result<Box<dyn Ba
         scratch_file(directory, len_bytes, config.direct)
     };
     Ok(match config.engine {
-        Engine::Ram => Box::new(RamBackend::new(len_bytes)),
+        Engine::Ram => Box::new(RamBackend::new(len_bytes)?),
         Engine::Phantom => Box::new(PhantomBackend::new(len_bytes)),
         Engine::File => Box::new(FileBackend::new(scratch()?)),
         Engine::IoUring => Box::new(UringBackend::new(scratch()?).map_err(|(_, error)| error)?),

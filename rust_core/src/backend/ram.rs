@@ -3,7 +3,7 @@
 use std::sync::RwLock;
 
 use super::{Backend, BackendInfo, Extent, IoBatch, check_extents};
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 
 /// One lock and one allocation per this many bytes.
 const CHUNK_BYTES: usize = 1 << 20;
@@ -15,10 +15,17 @@ pub struct RamBackend {
 }
 
 impl RamBackend {
-    /// A backend of `len_bytes` zero bytes.
-    pub fn new(len_bytes: u64) -> Self {
+    /// A backend of `len_bytes` zero bytes; `Capacity` if not even its index fits in memory.
+    pub fn new(len_bytes: u64) -> Result<Self> {
         let count = len_bytes.div_ceil(CHUNK_BYTES as u64) as usize;
-        Self { chunks: (0..count).map(|_| RwLock::new(None)).collect(), len_bytes }
+        let mut chunks = Vec::new();
+        let refused = |_| {
+            Error::new(ErrorKind::Capacity, "a backend of this size does not fit in memory; use a file or phantom")
+                .with_context("nbytes", len_bytes)
+        };
+        chunks.try_reserve_exact(count).map_err(refused)?;
+        chunks.extend((0..count).map(|_| RwLock::new(None)));
+        Ok(Self { chunks, len_bytes })
     }
 
     /// Calls `visit(chunk, offset in the chunk, range in the buffer)` for each piece of an extent.

@@ -78,11 +78,16 @@ impl UringBackend {
     }
 }
 
+/// The kernel asks to try again.
+fn is_transient(error: &std::io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EINTR | libc::EAGAIN | libc::EBUSY))
+}
+
 fn submit_and_wait(ring: &IoUring) -> Result<()> {
     loop {
         match ring.submit_and_wait(1) {
             Ok(_) => return Ok(()),
-            Err(error) if error.raw_os_error() == Some(libc::EINTR) => {}
+            Err(error) if is_transient(&error) => {}
             Err(error) => return Err(Error::io("waiting for io_uring", error)),
         }
     }
@@ -127,8 +132,9 @@ impl RingState {
             submit_and_wait(ring)?;
             let completions: Vec<(u64, i32)> =
                 ring.completion().map(|entry| (entry.user_data(), entry.result())).collect();
+            // All of these are done, whatever becomes of the batch below.
+            *in_flight -= completions.len();
             for (user_data, code) in completions {
-                *in_flight -= 1;
                 let piece = Piece { extent: (user_data >> 32) as u32, done: user_data as u32 };
                 let extent = extents[piece.extent as usize];
                 let failed = |error: std::io::Error| {
@@ -158,8 +164,7 @@ impl RingState {
             let waited = self.ring.submit_and_wait(1);
             let seen = self.ring.completion().count();
             self.in_flight -= seen;
-            let interrupted = waited.as_ref().is_err_and(|error| error.raw_os_error() == Some(libc::EINTR));
-            if waited.is_err() && !interrupted && seen == 0 {
+            if waited.is_err_and(|error| !is_transient(&error)) && seen == 0 {
                 // The ring itself is broken. Leaking the memory is the only safe thing left to do.
                 let empty = IoBatch { buffer: AlignedBuffer::zeroed(0), extents: Vec::new() };
                 std::mem::forget(self.in_flight_batch.replace(empty));
@@ -198,5 +203,31 @@ impl Backend for UringBackend {
 
     fn sync(&self) -> Result<()> {
         self.scratch.sync()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::{DirectIo, Extent, scratch_file};
+
+    /// A batch of which many requests fail used to hang: the completions behind the first failure
+    /// were taken from the queue and never counted.
+    #[test]
+    fn a_batch_that_fails_in_many_places_returns_its_error_and_its_memory() {
+        let directory = tempfile::tempdir().unwrap();
+        let scratch = scratch_file(directory.path(), 4 << 20, DirectIo::Off).unwrap();
+        let Ok(backend) = UringBackend::new(scratch) else { return };
+        backend.scratch.file.set_len(8192).unwrap();
+        for _ in 0..3 {
+            let extent = |n: usize| Extent { offset: n as u64 * 4096, buffer_offset: n * 4096, nbytes: 4096 };
+            let batch = IoBatch { buffer: AlignedBuffer::zeroed(600 * 4096), extents: (0..600).map(extent).collect() };
+            let (batch, result) = backend.read(batch);
+            assert_eq!(result.unwrap_err().kind(), ErrorKind::Io);
+            assert_eq!((batch.buffer.len(), batch.extents.len()), (600 * 4096, 600));
+        }
+        backend.scratch.file.set_len(4 << 20).unwrap();
+        let extents = vec![Extent { offset: 0, buffer_offset: 0, nbytes: 4096 }];
+        backend.read(IoBatch { buffer: AlignedBuffer::zeroed(4096), extents }).1.unwrap();
     }
 }

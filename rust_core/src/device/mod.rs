@@ -10,7 +10,7 @@ pub use quantile::QuantileTable;
 pub use spec::{DeviceKind, DeviceSpec};
 pub use timing::{BatchHandle, DeviceSnapshot, Operation, Request, Schedule, byte_batch_ns};
 
-use crate::backend::{AlignedBuffer, Backend, BackendInfo, Extent, IoBatch};
+use crate::backend::{AlignedBuffer, Backend, BackendConfig, BackendInfo, Extent, IoBatch, open_backend};
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result};
 use crate::stats::{DeviceCounters, LatencyHistogram};
@@ -84,13 +84,13 @@ impl Lateness {
     /// A run with more late requests than this share is invalid.
     pub const SHARE_MAX: f64 = 0.01;
 
-    /// Records one batch that was due at `due_ns`, submitted at `submitted_ns` and ready at `ready_ns`.
-    pub fn record(&mut self, requests: u64, submitted_ns: u64, due_ns: u64, ready_ns: u64) {
+    /// Records one batch that was due at `due_ns`, submitted at `submitted_ns` and delivered at `delivered_ns`.
+    pub fn record(&mut self, requests: u64, submitted_ns: u64, due_ns: u64, delivered_ns: u64) {
         if requests == 0 {
             return;
         }
         let model_ns = due_ns.saturating_sub(submitted_ns);
-        let late_ns = ready_ns.saturating_sub(due_ns);
+        let late_ns = delivered_ns.saturating_sub(due_ns);
         self.requests += requests;
         self.late_by.record(late_ns);
         if late_ns > LATE_NS_MIN.max(model_ns * LATE_PERCENT / 100) {
@@ -107,7 +107,7 @@ impl Lateness {
 /// One device by itself: bytes in a backend, time from the model.
 pub struct EmulatedDevice {
     spec: DeviceSpec,
-    queue_depth: usize,
+    capacity_bytes: u64,
     backend: Box<dyn Backend>,
     clock: Arc<Clock>,
     state: Mutex<DeviceState>,
@@ -120,44 +120,49 @@ struct DeviceState {
 }
 
 impl EmulatedDevice {
-    /// Joins a specification and a backend. `queue_depth` replaces the specification's.
-    pub fn new(
-        spec: DeviceSpec,
-        backend: Box<dyn Backend>,
+    /// Opens a device of `capacity_bytes`. `queue_depth` replaces the specification's.
+    pub fn open(
+        mut spec: DeviceSpec,
+        backend: &BackendConfig,
+        capacity_bytes: u64,
         clock: Arc<Clock>,
         queue_depth: Option<u32>,
         seed: u64,
     ) -> Result<Self> {
-        let queue_depth = queue_depth.unwrap_or(spec.queue_depth);
-        if queue_depth == 0 {
-            return Err(Error::new(ErrorKind::Config, "queue_depth must be above zero"));
-        }
-        if backend.len_bytes() > spec.capacity_bytes {
+        spec.queue_depth = queue_depth.unwrap_or(spec.queue_depth);
+        spec.validate()?;
+        if capacity_bytes > spec.capacity_bytes {
             return Err(Error::new(ErrorKind::Capacity, "the capacity asked for exceeds that of the device")
                 .with_context("device", &spec.name)
-                .with_context("asked_bytes", backend.len_bytes())
+                .with_context("asked_bytes", capacity_bytes)
                 .with_context("capacity_bytes", spec.capacity_bytes));
         }
-        let mut spec = spec;
-        spec.queue_depth = queue_depth;
-        let timed =
-            if spec.kind == DeviceKind::Block { vec![(spec.clone(), queue_depth as usize)] } else { Vec::new() };
+        if spec.kind == DeviceKind::Byte && !clock.is_virtual() {
+            let message = "a byte-addressable device is faster than this host can wait; use the virtual clock";
+            return Err(Error::new(ErrorKind::Config, message).with_context("device", &spec.name));
+        }
+        // The last block of a file that is read past the page cache is whole.
+        let backend = open_backend(backend, round_up(capacity_bytes, AlignedBuffer::ALIGNMENT_BYTES as u64))?;
+        let timed = match spec.kind {
+            DeviceKind::Block => vec![(spec.clone(), spec.queue_depth as usize)],
+            DeviceKind::Byte => Vec::new(),
+        };
         let state = DeviceState {
             schedule: Schedule::new(timed, seed),
             byte_form: DeviceSnapshot::default(),
             lateness: Lateness::default(),
         };
-        Ok(Self { spec, queue_depth: queue_depth as usize, backend, clock, state: Mutex::new(state) })
+        Ok(Self { spec, capacity_bytes, backend, clock, state: Mutex::new(state) })
     }
 
     /// Capacity in bytes.
     pub fn len_bytes(&self) -> u64 {
-        self.backend.len_bytes()
+        self.capacity_bytes
     }
 
     /// Requests outstanding at most.
     pub fn queue_depth(&self) -> usize {
-        self.queue_depth
+        self.spec.queue_depth as usize
     }
 
     /// Reads `nbytes` at each offset into `out`, one after the other; all are submitted at one
@@ -187,6 +192,17 @@ impl EmulatedDevice {
     /// Writes `nbytes` of `data` at each offset; returns when the last is acknowledged, as `read_batch`.
     pub fn write_batch(&self, offsets: &[u64], nbytes: usize, data: &[u8]) -> Result<u64> {
         self.check(offsets, nbytes, data.len())?;
+        let alignment = self.backend.alignment_bytes() as u64;
+        if let Some(offset) =
+            offsets.iter().find(|&&at| !at.is_multiple_of(alignment) || !(nbytes as u64).is_multiple_of(alignment))
+        {
+            let message =
+                "a write past the page cache must be aligned; align it, or open the backend with direct = \"off\"";
+            return Err(Error::new(ErrorKind::Input, message)
+                .with_context("offset", offset)
+                .with_context("nbytes", nbytes)
+                .with_context("alignment_bytes", alignment));
+        }
         let mut buffer = AlignedBuffer::zeroed(data.len());
         buffer.copy_from_slice(data);
         let extents =
@@ -241,12 +257,13 @@ impl EmulatedDevice {
                 submitted_ns + duration_ns
             }
         };
-        if !self.clock.is_virtual() {
-            let ready_ns = self.clock.now_ns();
-            state.lateness.record(offsets.len() as u64, submitted_ns, due_ns, ready_ns);
-        }
         drop(state);
         self.clock.wait_until(due_ns);
+        if !self.clock.is_virtual() {
+            let delivered_ns = self.clock.now_ns();
+            let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+            state.lateness.record(offsets.len() as u64, submitted_ns, due_ns, delivered_ns);
+        }
         due_ns.saturating_sub(submitted_ns)
     }
 

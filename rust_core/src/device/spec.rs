@@ -141,7 +141,8 @@ impl DeviceSpec {
         Ok(spec)
     }
 
-    fn validate(&self) -> Result<()> {
+    /// Refuses numbers that contradict each other or that the model cannot use.
+    pub fn validate(&self) -> Result<()> {
         let fail = |field: &str, why: &str| {
             Err(Error::new(ErrorKind::Config, format!("{field} {why}")).with_context("device", &self.name))
         };

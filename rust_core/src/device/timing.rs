@@ -187,21 +187,24 @@ impl DeviceQueue {
             self.counters.media_busy_ns += media_ns;
             return end;
         }
-        let (mut last_ns, mut last_unit) = (0, 0);
+        let (mut last_ns, mut last_unit, mut others_ns) = (0, 0, 0);
         for page in pages {
             let unit = unit_of(page);
             let end = arrival_ns.max(self.unit_free_ns[unit]) + self.media_base_ns;
             self.unit_free_ns[unit] = end;
             self.counters.media_busy_ns += self.media_base_ns;
             if end >= last_ns {
+                others_ns = last_ns;
                 (last_ns, last_unit) = (end, unit);
+            } else {
+                others_ns = others_ns.max(end);
             }
         }
-        // The draw may be shorter than the base; the unit then frees earlier.
+        // The draw may be shorter than the base: the last unit frees earlier, the read still waits for the others.
         let end = (last_ns + media_ns).saturating_sub(self.media_base_ns).max(arrival_ns + 1);
         self.unit_free_ns[last_unit] = end;
         self.counters.media_busy_ns = (self.counters.media_busy_ns + media_ns).saturating_sub(self.media_base_ns);
-        end
+        end.max(others_ns)
     }
 
     /// Time of the next event, if any.

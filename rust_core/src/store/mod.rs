@@ -65,6 +65,12 @@ struct State {
     pending: Vec<Pending>,
     write_backs: VecDeque<JobHandle>,
     counters: stats::Counters,
+    /// Latest due time of the transfers that were filled in so far.
+    arrived_ns: u64,
+    /// Filled transfers whose delivery was not recorded yet; wall clock only.
+    arrivals: Vec<ticket::Arrived>,
+    /// How punctual deliveries were on a wall clock.
+    lateness: crate::device::Lateness,
     /// Traffic of the fastest tier.
     memory_traffic: DeviceSnapshot,
     /// Why the store can no longer be used.
@@ -81,6 +87,7 @@ pub struct Store {
     worker: Option<Worker>,
     state: Mutex<State>,
     memory: MemoryReport,
+    places: Vec<Place>,
     staging_rows: Vec<usize>,
 }
 
@@ -107,7 +114,7 @@ impl Store {
 
     /// Writes every changed row down to the tier below and waits until that is done.
     pub fn flush(&self) -> Result<()> {
-        let mut state = self.lock()?;
+        let mut state = self.lock_filled()?;
         state.flush(self);
         state.settle_write_backs(0)?;
         if let Some(worker) = &self.worker {
@@ -152,14 +159,13 @@ impl Store {
     }
 }
 
+fn no_table(table: usize, tables: usize) -> Error {
+    Error::new(ErrorKind::Input, format!("table {table} does not exist; the store has {tables} tables"))
+}
+
 impl State {
     fn table(&self, table: usize) -> Result<&Table> {
-        self.tables.get(table).ok_or_else(|| {
-            Error::new(
-                ErrorKind::Input,
-                format!("table {table} does not exist; the store has {} tables", self.tables.len()),
-            )
-        })
+        self.tables.get(table).ok_or_else(|| no_table(table, self.tables.len()))
     }
 
     /// After a failed transfer rows in memory and on the tiers no longer agree; nothing may go on.

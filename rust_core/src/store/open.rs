@@ -3,8 +3,8 @@
 use std::sync::{Arc, Mutex};
 
 use super::stats::{Counters, MemoryReport};
-use super::{Budget, ClockMode, Place, ResidentTable, State, Store, StoreConfig, Table};
-use crate::backend::{AlignedBuffer, Backend, Engine, open_backend};
+use super::{Budget, ClockMode, Place, ResidentTable, State, Store, StoreConfig, Table, TierConfig};
+use crate::backend::{AlignedBuffer, Backend, Engine, open_backend, physical_memory_bytes};
 use crate::cache::METADATA_BYTES_PER_ROW_MAX;
 use crate::clock::Clock;
 use crate::device::{DeviceKind, DeviceSnapshot, Schedule};
@@ -41,13 +41,12 @@ impl Store {
             config.tiers[1..].iter().map(|tier| (tier.device.clone(), tier.device.queue_depth as usize)).collect();
         let schedule = Arc::new(Mutex::new(Schedule::new(timed, config.seed)));
 
-        let mut memory = MemoryReport::default();
-        let mut parts = if config.tiers.len() == 1 {
-            open_resident(&shapes, &mut memory)?
+        let mut memory = MemoryReport { limit_bytes: config.memory_limit_bytes, ..MemoryReport::default() };
+        let parts = if config.tiers.len() == 1 {
+            open_resident(&config, &shapes, &mut memory)?
         } else {
             open_tiered(&config, &shapes, &mut memory)?
         };
-        memory.limit_bytes = config.memory_limit_bytes;
         memory.check()?;
         let worker = parts.block_tiers.as_ref().map(|tiers| {
             let mut backends = Vec::new();
@@ -71,9 +70,10 @@ impl Store {
             .tables
             .iter()
             .cloned()
-            .zip(parts.places.drain(..))
+            .zip(parts.places.iter().copied())
             .map(|(config, place)| Table { config, place })
             .collect();
+        let places = parts.places;
         let staging_rows = parts.pools.iter().map(RowPool::staging_rows).collect();
         let counters = Counters::new(config.tiers.len());
         let state = State {
@@ -85,12 +85,15 @@ impl Store {
             next_ticket: 0,
             pending: Vec::new(),
             write_backs: std::collections::VecDeque::new(),
+            arrived_ns: 0,
+            arrivals: Vec::new(),
+            lateness: crate::device::Lateness::default(),
             counters,
             memory_traffic: DeviceSnapshot::default(),
             poisoned: None,
             closed: false,
         };
-        Ok(Self { config, clock, schedule, worker, state: Mutex::new(state), memory, staging_rows })
+        Ok(Self { config, clock, schedule, worker, state: Mutex::new(state), memory, places, staging_rows })
     }
 }
 
@@ -132,6 +135,7 @@ fn check(config: &StoreConfig) -> Result<()> {
         return fail("the fastest tier needs a cache budget when there are tiers below it");
     }
     for tier in &config.tiers {
+        tier.device.validate().map_err(|error| error.with_context("tier", &tier.name))?;
         if let Some(Budget::Fraction(share)) = tier.cache
             && !(0.0..=1.0).contains(&share)
         {
@@ -143,21 +147,48 @@ fn check(config: &StoreConfig) -> Result<()> {
     Ok(())
 }
 
-fn open_resident(shapes: &[TableShape], memory: &mut MemoryReport) -> Result<Parts> {
-    let mut resident = Vec::new();
+/// Refuses sizes before any memory is asked for: by the limit, the device, and this host.
+fn check_memory(config: &StoreConfig, limit_bytes: Option<u64>, needed_bytes: u64) -> Result<()> {
+    let fastest = &config.tiers[0];
+    let bounds = [
+        (
+            limit_bytes.unwrap_or(u64::MAX),
+            "the store needs more memory than its limit; lower the cache or the staging budget",
+        ),
+        (
+            fastest.device.capacity_bytes,
+            "the rows in memory do not fit on the fastest tier's device; lower its budgets",
+        ),
+        (physical_memory_bytes(), "the rows in memory do not fit on this host; give them a home on a slower tier"),
+    ];
+    match bounds.into_iter().find(|&(bound, _)| needed_bytes > bound) {
+        None => Ok(()),
+        Some((bound, why)) => Err(Error::new(ErrorKind::Capacity, why)
+            .with_context("tier", &fastest.name)
+            .with_context("needed_bytes", needed_bytes)
+            .with_context("available_bytes", bound)),
+    }
+}
+
+fn open_resident(config: &StoreConfig, shapes: &[TableShape], memory: &mut MemoryReport) -> Result<Parts> {
+    let mut needed: u64 = 0;
     for (table, shape) in shapes.iter().enumerate() {
         if shape.rows > ROWS_IN_MEMORY_MAX {
             return Err(Error::new(ErrorKind::Capacity, "a table resident in memory has at most 2^32 - 3 rows")
                 .with_context("table", table));
         }
-        let bytes = checked_bytes("a resident table", shape.rows, shape.row_bytes() as u64)?;
-        memory.resident_bytes += bytes;
-        let floats = |each: usize| AlignedBuffer::zeroed(shape.rows as usize * each * size_of::<f32>());
+        needed = needed.saturating_add(checked_bytes("a resident table", shape.rows, shape.row_bytes() as u64)?);
+    }
+    check_memory(config, memory.limit_bytes, needed)?;
+    let mut resident = Vec::new();
+    for shape in shapes {
+        memory.resident_bytes += shape.rows * shape.row_bytes() as u64;
+        let floats = |each: usize| AlignedBuffer::try_zeroed(shape.rows as usize * each * size_of::<f32>());
         let present = BitSet::new(shape.rows);
         memory.metadata_bytes += present.metadata_bytes() as u64;
         resident.push(ResidentTable {
-            weights: floats(shape.weight_floats),
-            state: floats(shape.state_floats),
+            weights: floats(shape.weight_floats)?,
+            state: floats(shape.state_floats)?,
             present,
         });
     }
@@ -171,6 +202,61 @@ struct WidthClass {
     tables: Vec<usize>,
     row_bytes: u64,
     rows: u64,
+}
+
+/// Cached rows of each class: a share of the rows, or at least one row and the rest of the bytes by size.
+fn cache_rows(tier: &TierConfig, classes: &[WidthClass], all_bytes: u64) -> Result<Vec<u64>> {
+    let budget = tier.cache.expect("checked before");
+    let nbytes = match budget {
+        Budget::Fraction(share) => {
+            let rows = |class: &WidthClass| (libm::ceil(class.rows as f64 * share) as u64).clamp(1, class.rows);
+            return Ok(classes.iter().map(rows).collect());
+        }
+        Budget::Bytes(nbytes) => nbytes,
+    };
+    let least = one_row_each(classes);
+    let Some(left) = nbytes.checked_sub(least) else {
+        return Err(Error::new(
+            ErrorKind::Capacity,
+            "the cache of the fastest tier cannot hold a single row of each width; raise its budget",
+        )
+        .with_context("budget_bytes", nbytes)
+        .with_context("needed_bytes", least));
+    };
+    let rows = |class: &WidthClass| {
+        let share = u128::from(left) * u128::from(class.rows * class.row_bytes) / u128::from(all_bytes);
+        (1 + share as u64 / class.row_bytes).min(class.rows)
+    };
+    Ok(classes.iter().map(rows).collect())
+}
+
+/// Staged rows of each class: the smallest first, each no more than it has and no more than an equal part of what is left.
+fn staging_rows(nbytes: u64, classes: &[WidthClass]) -> Result<Vec<u64>> {
+    let least = one_row_each(classes);
+    if nbytes < least {
+        return Err(Error::new(
+            ErrorKind::Capacity,
+            "staging memory cannot hold a single row of each width; raise staging_bytes",
+        )
+        .with_context("staging_bytes", nbytes)
+        .with_context("needed_bytes", least));
+    }
+    let mut order: Vec<usize> = (0..classes.len()).collect();
+    order.sort_by_key(|&position| classes[position].rows * classes[position].row_bytes);
+    // One row of each width is set aside, so that a wide class never finds nothing left.
+    let mut left = nbytes - least;
+    let mut rows = vec![0; classes.len()];
+    for (done, &position) in order.iter().enumerate() {
+        let class = &classes[position];
+        let part = left / (classes.len() - done) as u64;
+        rows[position] = (1 + part / class.row_bytes).min(class.rows);
+        left -= (rows[position] - 1) * class.row_bytes;
+    }
+    Ok(rows)
+}
+
+fn one_row_each(classes: &[WidthClass]) -> u64 {
+    classes.iter().map(|class| class.row_bytes).sum()
 }
 
 fn open_tiered(config: &StoreConfig, shapes: &[TableShape], memory: &mut MemoryReport) -> Result<Parts> {
@@ -193,36 +279,24 @@ fn open_tiered(config: &StoreConfig, shapes: &[TableShape], memory: &mut MemoryR
         let bytes = checked_bytes("a store", class.rows, class.row_bytes)?;
         sum.checked_add(bytes).ok_or_else(|| Error::new(ErrorKind::Capacity, "a store does not fit in 64 bits"))
     })?;
-    // A class gets the share of a byte budget that its rows have of all bytes, and at least one row.
-    let rows_for = |nbytes: u64, class: &WidthClass| {
-        let share = u128::from(nbytes) * u128::from(class.rows * class.row_bytes) / u128::from(all_bytes);
-        ((share as u64) / class.row_bytes).clamp(1, class.rows)
-    };
-    let fastest = config.tiers[0].cache.expect("checked before");
+    let cache_rows = cache_rows(&config.tiers[0], &classes, all_bytes)?;
+    let staging_rows = staging_rows(config.staging_bytes, &classes)?;
+    let slots = |position: usize| cache_rows[position] + staging_rows[position];
+    let needed =
+        classes.iter().enumerate().map(|(position, class)| RowPool::bytes_for(class.row_bytes, slots(position)));
+    check_memory(config, memory.limit_bytes, needed.fold(0, u64::saturating_add))?;
     let state_floats = config.optimizer.state_floats();
     let mut places = vec![Place::Pooled(0); shapes.len()];
     let mut pools = Vec::new();
     for (position, class) in classes.iter().enumerate() {
-        let cache_rows = match fastest {
-            Budget::Bytes(nbytes) if nbytes < class.row_bytes => {
-                return Err(Error::new(
-                    ErrorKind::Capacity,
-                    "the cache of the fastest tier cannot hold a single row; raise its budget",
-                )
-                .with_context("budget_bytes", nbytes)
-                .with_context("row_bytes", class.row_bytes));
-            }
-            Budget::Bytes(nbytes) => rows_for(nbytes, class),
-            Budget::Fraction(share) => (libm::ceil(class.rows as f64 * share) as u64).clamp(1, class.rows),
-        };
-        let staging_rows = rows_for(config.staging_bytes, class);
-        if cache_rows + staging_rows > ROWS_IN_MEMORY_MAX {
+        if slots(position) > ROWS_IN_MEMORY_MAX {
             return Err(Error::new(
                 ErrorKind::Capacity,
                 "a pool of rows in memory has at most 2^32 - 3 slots; lower the budget",
             ));
         }
-        let pool = RowPool::new(class.weight_floats, state_floats, cache_rows as usize, staging_rows as usize);
+        let (cache_rows, staging_rows) = (cache_rows[position], staging_rows[position]);
+        let pool = RowPool::new(class.weight_floats, state_floats, cache_rows as usize, staging_rows as usize)?;
         memory.cached_bytes += cache_rows * class.row_bytes;
         memory.staging_bytes += staging_rows * class.row_bytes;
         memory.metadata_bytes += pool.metadata_bytes() as u64;
@@ -246,7 +320,7 @@ fn open_tiered(config: &StoreConfig, shapes: &[TableShape], memory: &mut MemoryR
     for tier in &config.tiers[1..config.tiers.len() - 1] {
         let nbytes = match tier.cache.expect("checked before") {
             Budget::Bytes(nbytes) => nbytes,
-            Budget::Fraction(share) => libm::ceil(end as f64 * share) as u64,
+            Budget::Fraction(share) => (libm::ceil(end as f64 * share) as u64).max(slot_bytes),
         };
         let capacity = (nbytes / slot_bytes).min(blocks);
         if capacity == 0 {

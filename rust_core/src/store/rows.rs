@@ -1,5 +1,7 @@
 //! Whole ranges of rows in and out: state dicts, checks, `from_torch`. Maintenance: it costs no virtual time.
 
+use std::sync::MutexGuard;
+
 use super::ticket::TicketId;
 use super::{Place, State, Store};
 use crate::error::{Error, ErrorKind, Result};
@@ -9,15 +11,13 @@ impl Store {
     /// Copies rows `start .. start + count` out: weights of count x D, state of count x S.
     pub fn read_rows(&self, table: usize, start: u64, weights: &mut [f32], state: &mut [f32]) -> Result<()> {
         let count = self.check_range(table, start, weights.len(), Some(state.len()))?;
-        self.fill_all()?;
-        self.lock()?.read_rows(self, table, start, count, weights, state)
+        self.lock_filled()?.read_rows(self, table, start, count, weights, state)
     }
 
     /// Replaces rows `start ..` by weights of count x D and, if given, state of count x S; without it the state becomes zero.
     pub fn write_rows(&self, table: usize, start: u64, weights: &[f32], state: Option<&[f32]>) -> Result<()> {
         let count = self.check_range(table, start, weights.len(), state.map(<[f32]>::len))?;
-        self.fill_all()?;
-        self.lock()?.write_rows(self, table, start, count, weights, state)
+        self.lock_filled()?.write_rows(self, table, start, count, weights, state)
     }
 
     fn check_range(&self, table: usize, start: u64, weights: usize, state: Option<usize>) -> Result<usize> {
@@ -39,13 +39,22 @@ impl Store {
         Ok(count)
     }
 
-    /// Every admitted ticket gets what it waits for.
-    fn fill_all(&self) -> Result<()> {
-        let last = {
-            let state = self.lock()?;
-            state.tickets.iter().rfind(|(_, ticket)| ticket.is_admitted()).map(|(&id, _)| id)
-        };
-        last.map_or(Ok(()), |id| self.fill_through(TicketId(id)))
+    /// The state at an instant at which nothing is on its way, and every write-back so far has succeeded.
+    pub(super) fn lock_filled(&self) -> Result<MutexGuard<'_, State>> {
+        loop {
+            let mut state = self.lock()?;
+            let open = state.tickets.iter().rfind(|(_, ticket)| ticket.is_admitted() && !ticket.has_arrived());
+            let Some((&id, _)) = open else {
+                state.settle_write_backs(0)?;
+                return Ok(state);
+            };
+            drop(state);
+            match self.fill_through(TicketId(id)) {
+                // Another thread released it in between.
+                Err(error) if error.kind() == ErrorKind::Input => {}
+                other => other?,
+            }
+        }
     }
 }
 

@@ -171,7 +171,7 @@ impl Store {
             rows_written_back: counters.rows_written_back,
             read_modify_writes: counters.read_modify_writes,
             memory: self.memory,
-            lateness: self.worker.as_ref().map(crate::tier::Worker::lateness).unwrap_or_default(),
+            lateness: state.lateness.clone(),
             open_tickets: state.tickets.len(),
         })
     }

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use super::{Place, State, Store, WRITE_BACK_JOBS_MAX};
+use super::{Place, State, Store, WRITE_BACK_JOBS_MAX, no_table};
 use crate::device::{BatchHandle, Operation, Request};
 use crate::error::{Error, ErrorKind, Result};
 use crate::tier::{Job, JobHandle, PlanBuilder, PlanCounts, Transfer, row_key, split_row_key};
@@ -46,6 +46,14 @@ struct Fill {
     offset: usize,
 }
 
+/// A transfer of a wall-clock run, to be recorded once it is delivered.
+pub(super) struct Arrived {
+    requests: u64,
+    submitted_ns: u64,
+    due_ns: u64,
+    ready_ns: u64,
+}
+
 /// Bytes on their way.
 struct Arrival {
     job: JobHandle,
@@ -54,6 +62,8 @@ struct Arrival {
     fills: Vec<Fill>,
     /// Place of each frame in the job's memory.
     places: Vec<usize>,
+    requests: u64,
+    submitted_ns: u64,
 }
 
 pub(super) struct Ticket {
@@ -61,7 +71,6 @@ pub(super) struct Ticket {
     pub(super) lookups: Vec<Arc<LookupPlan>>,
     pins: Vec<(usize, u32)>,
     arrival: Option<Arrival>,
-    ready_ns: u64,
     /// Lookups whose gradients wait for a step.
     pub(super) pending: usize,
     /// Released by its owner; goes when `pending` is zero.
@@ -71,7 +80,7 @@ pub(super) struct Ticket {
 impl Ticket {
     fn new(queued: Vec<QueuedLookup>) -> Self {
         let queued = Some(queued);
-        Self { queued, lookups: Vec::new(), pins: Vec::new(), arrival: None, ready_ns: 0, pending: 0, abandoned: false }
+        Self { queued, lookups: Vec::new(), pins: Vec::new(), arrival: None, pending: 0, abandoned: false }
     }
 
     /// Whether its rows have slots.
@@ -79,8 +88,8 @@ impl Ticket {
         self.queued.is_none()
     }
 
-    /// Whether its rows are in memory.
-    pub(super) fn is_ready(&self) -> bool {
+    /// Whether nothing of its own is on its way; rows that it shares may be on that of an earlier ticket.
+    pub(super) fn has_arrived(&self) -> bool {
         self.is_admitted() && self.arrival.is_none()
     }
 }
@@ -109,9 +118,21 @@ impl Store {
     /// Returns when the rows of a ticket are in memory, and on a wall clock when they are due.
     pub fn wait(&self, ticket: TicketId) -> Result<()> {
         self.fill_through(ticket)?;
-        // A row that an earlier ticket has in flight is ready when that ticket is.
-        let ready_ns = self.lock()?.tickets.range(..=ticket.0).map(|(_, entry)| entry.ready_ns).max().unwrap_or(0);
-        self.clock.wait_until(ready_ns);
+        let (due_ns, arrivals) = {
+            let mut state = self.lock()?;
+            (state.arrived_ns, std::mem::take(&mut state.arrivals))
+        };
+        let asked_ns = self.clock.now_ns();
+        self.clock.wait_until(due_ns);
+        if !arrivals.is_empty() {
+            let now_ns = self.clock.now_ns();
+            let mut state = self.lock()?;
+            for arrived in arrivals {
+                // Whoever asks later than the due time gets at once what was ready before.
+                let delivered_ns = if asked_ns < arrived.due_ns { now_ns } else { arrived.ready_ns };
+                state.lateness.record(arrived.requests, arrived.submitted_ns, arrived.due_ns, delivered_ns);
+            }
+        }
         Ok(())
     }
 
@@ -155,11 +176,11 @@ impl Store {
 
     /// The most ids one forward-only lookup of this table may have so that it fits in staging memory.
     pub fn chunk_rows(&self, table: usize) -> Result<usize> {
-        let state = self.lock()?;
-        Ok(match state.table(table)?.place {
-            Place::Resident(_) => usize::MAX >> 1,
-            Place::Pooled(pool) => self.staging_rows[pool],
-        })
+        match self.places.get(table) {
+            None => Err(no_table(table, self.places.len())),
+            Some(Place::Resident(_)) => Ok(usize::MAX >> 1),
+            Some(Place::Pooled(pool)) => Ok(self.staging_rows[*pool]),
+        }
     }
 
     /// Copies what has arrived for this ticket and all before it into their slots.
@@ -374,18 +395,18 @@ impl State {
         }
         counters.unique_rows += pins.len() as u64;
         let arrival = plan.filter(|plan| !plan.is_empty()).map(|plan| {
+            let submitted_ns = store.clock.now_ns();
             let (job, places, counts) =
-                plan.build(Some(store.clock.now_ns()), |table, row, weights| store.initialise(table, row, weights));
+                plan.build(Some(submitted_ns), |table, row, weights| store.initialise(table, row, weights));
             counters.add_plan(&counts);
+            let requests = job.reads.len() as u64;
             let (job, reads) = store.submit(job, true);
-            Arrival { job, reads, fills, places }
+            Arrival { job, reads, fills, places, requests, submitted_ns }
         });
-        let now_ns = store.clock.now_ns();
         let ticket = self.tickets.get_mut(&id).expect("an admitted ticket exists");
         ticket.lookups = lookups;
         ticket.pins = pins;
         ticket.arrival = arrival;
-        ticket.ready_ns = now_ns;
     }
 
     fn fill(&mut self, store: &Store, id: u64) -> Result<()> {
@@ -393,7 +414,11 @@ impl State {
         let Some(arrival) = ticket.arrival.take() else { return Ok(()) };
         let done = arrival.job.take()?;
         let due_ns = arrival.reads.map_or(done.due_ns, |reads| store.schedule().finish(reads));
-        ticket.ready_ns = ticket.ready_ns.max(due_ns);
+        self.arrived_ns = self.arrived_ns.max(due_ns);
+        if !store.clock.is_virtual() && arrival.requests > 0 {
+            let Arrival { requests, submitted_ns, .. } = arrival;
+            self.arrivals.push(Arrived { requests, submitted_ns, due_ns, ready_ns: done.ready_ns });
+        }
         for fill in &arrival.fills {
             let start = (arrival.places[fill.frame] + fill.offset) / size_of::<f32>();
             let (weights, state) = self.pools[fill.pool].row_mut(fill.slot);

@@ -195,7 +195,8 @@ impl State {
         let Some(entry) = self.tickets.get(&ticket.0) else {
             return fail(format!("ticket {} was released; a ticket is used between prefetch and release", ticket.0));
         };
-        if !entry.is_ready() {
+        // Rows that it shares may still be on the way of an earlier ticket.
+        if !self.tickets.range(..=ticket.0).all(|(_, other)| other.has_arrived()) {
             return fail(format!("ticket {} was not waited for; call wait() before using its rows", ticket.0));
         }
         entry

@@ -19,6 +19,8 @@ const BLOCK_UNITS_MAX: u64 = 64;
 const WASTE_PERCENT_MAX: u64 = 10;
 
 const ROW_BITS: u32 = 44;
+/// The most columns of a row.
+const ROW_FLOATS_MAX: usize = 1 << 20;
 
 /// The identity of a home block: table in the upper bits, block in the lower.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -70,6 +72,11 @@ impl TableShape {
         if self.rows == 0 || self.weight_floats == 0 {
             return Err(Error::new(ErrorKind::Config, "a table needs at least one row and one column")
                 .with_context("table", table));
+        }
+        if self.weight_floats > ROW_FLOATS_MAX {
+            return Err(Error::new(ErrorKind::Config, "a row has at most 1,048,576 columns")
+                .with_context("table", table)
+                .with_context("columns", self.weight_floats));
         }
         if self.rows >= 1 << ROW_BITS || table >= 1 << (64 - ROW_BITS) {
             return Err(Error::new(ErrorKind::Capacity, "a store holds at most 1,048,576 tables of 2^44 rows")

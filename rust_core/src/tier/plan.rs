@@ -220,7 +220,13 @@ impl<'a> PlanBuilder<'a> {
         } else {
             let (offset, evicted) = self.tiers.middle[tier].insert(key);
             if let Some(evicted) = evicted {
-                let source = Source::Tier { tier, offset: evicted.offset };
+                // A faster tier may hold a newer copy of the block, and it has the last word.
+                let source = (0..tier)
+                    .find_map(|above| self.tiers.middle[above].peek(evicted.key).map(|offset| (above, offset)))
+                    .map_or(Source::Tier { tier, offset: evicted.offset }, |(tier, offset)| Source::Tier {
+                        tier,
+                        offset,
+                    });
                 let known = self.by_key.get(&evicted.key).copied();
                 if let Some(other) = known {
                     self.frames[other].destinations.retain(|&place| place != (tier, evicted.offset));

@@ -2,7 +2,8 @@
 
 use super::bits::BitSet;
 use crate::backend::AlignedBuffer;
-use crate::cache::LruSlots;
+use crate::cache::{LruSlots, METADATA_BYTES_PER_ROW_MAX};
+use crate::error::Result;
 
 /// Slots of one width. `cached` rows are listed in recency order, rows in flight are pinned; each
 /// has its own budget, and a row changes between the two without being copied.
@@ -24,19 +25,24 @@ pub struct RowPool {
 
 impl RowPool {
     /// Room for `cache_rows` rows between batches and `staging_rows` rows in flight.
-    pub fn new(weight_floats: usize, state_floats: usize, cache_rows: usize, staging_rows: usize) -> Self {
+    pub fn new(weight_floats: usize, state_floats: usize, cache_rows: usize, staging_rows: usize) -> Result<Self> {
         let capacity = cache_rows + staging_rows;
-        Self {
+        Ok(Self {
             slots: LruSlots::new(capacity),
             dirty: BitSet::new(capacity as u64),
             seen: BitSet::new(capacity as u64),
-            weights: AlignedBuffer::zeroed(capacity * weight_floats * size_of::<f32>()),
-            state: AlignedBuffer::zeroed(capacity * state_floats * size_of::<f32>()),
+            weights: AlignedBuffer::try_zeroed(capacity * weight_floats * size_of::<f32>())?,
+            state: AlignedBuffer::try_zeroed(capacity * state_floats * size_of::<f32>())?,
             weight_floats,
             state_floats,
             cache_rows,
             staging_rows,
-        }
+        })
+    }
+
+    /// Memory that a pool of so many slots needs at most, metadata included.
+    pub fn bytes_for(row_bytes: u64, slots: u64) -> u64 {
+        slots.saturating_mul(row_bytes + METADATA_BYTES_PER_ROW_MAX as u64)
     }
 
     /// Rows that may stay between batches.

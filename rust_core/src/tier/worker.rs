@@ -10,7 +10,7 @@ use std::thread::JoinHandle;
 use super::layout::{BlockKey, TableLayout};
 use crate::backend::{AlignedBuffer, Backend, Extent, IoBatch};
 use crate::clock::Clock;
-use crate::device::{Lateness, Operation, Request, Schedule};
+use crate::device::{Operation, Request, Schedule};
 use crate::error::{Error, ErrorKind, Result};
 
 /// One contiguous transfer between the job's memory and a tier.
@@ -66,6 +66,8 @@ pub struct JobDone {
     pub buffer: AlignedBuffer,
     /// When the reads are due on a wall clock; zero on a virtual one.
     pub due_ns: u64,
+    /// When the bytes that were read were there, on the store's clock.
+    pub ready_ns: u64,
 }
 
 #[derive(Debug, Default)]
@@ -106,7 +108,8 @@ struct Shared {
     backends: Vec<Box<dyn Backend>>,
     clock: Arc<Clock>,
     schedule: Arc<Mutex<Schedule>>,
-    lateness: Mutex<Lateness>,
+    /// The first failure. Tiers and memory no longer agree after it, so every later job fails with it.
+    failed: Mutex<Option<Error>>,
 }
 
 /// The I/O thread and its queue. Dropping it finishes all queued jobs first.
@@ -119,7 +122,7 @@ pub struct Worker {
 impl Worker {
     /// Starts the thread over the block tiers, in the order of the schedule's devices.
     pub fn start(backends: Vec<Box<dyn Backend>>, clock: Arc<Clock>, schedule: Arc<Mutex<Schedule>>) -> Result<Self> {
-        let shared = Arc::new(Shared { backends, clock, schedule, lateness: Mutex::new(Lateness::default()) });
+        let shared = Arc::new(Shared { backends, clock, schedule, failed: Mutex::new(None) });
         let (sender, receiver) = channel();
         let for_thread = Arc::clone(&shared);
         let thread = std::thread::Builder::new()
@@ -145,11 +148,6 @@ impl Worker {
     pub fn backends(&self) -> &[Box<dyn Backend>] {
         &self.shared.backends
     }
-
-    /// How punctual the transfers were; empty on a virtual clock.
-    pub fn lateness(&self) -> Lateness {
-        self.shared.lateness.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
 }
 
 impl Drop for Worker {
@@ -172,10 +170,19 @@ fn finish(cell: &JobCell, outcome: Result<JobDone>) {
 impl Shared {
     fn serve(&self, receiver: &Receiver<(Job, Arc<JobCell>)>) {
         for (job, cell) in receiver {
-            let run = std::panic::AssertUnwindSafe(|| self.run(job));
-            let outcome = std::panic::catch_unwind(run).unwrap_or_else(|_| {
-                Err(Error::new(ErrorKind::Io, "the I/O thread panicked; please report this as a bug"))
-            });
+            let earlier = self.failed.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(Error::duplicate);
+            let outcome = if let Some(error) = earlier {
+                Err(error)
+            } else {
+                let run = std::panic::AssertUnwindSafe(|| self.run(job));
+                std::panic::catch_unwind(run).unwrap_or_else(|_| {
+                    Err(Error::new(ErrorKind::Io, "the I/O thread panicked; please report this as a bug"))
+                })
+            };
+            if let Err(error) = &outcome {
+                let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
+                failed.get_or_insert_with(|| error.duplicate());
+            }
             finish(&cell, outcome);
         }
     }
@@ -187,11 +194,9 @@ impl Shared {
         for (key, offset) in expected {
             TableLayout::check_header(key, &buffer[offset..])?;
         }
-        let mut due_ns = 0;
+        let (mut due_ns, ready_ns) = (0, self.clock.now_ns());
         if let Some(submitted_ns) = on_wall.filter(|_| !reads.is_empty()) {
             due_ns = self.due(submitted_ns, &reads, Operation::Read);
-            let mut lateness = self.lateness.lock().unwrap_or_else(PoisonError::into_inner);
-            lateness.record(reads.len() as u64, submitted_ns, due_ns, self.clock.now_ns());
         }
         for patch in patches {
             let image = &images[patch.image_offset..patch.image_offset + patch.nbytes];
@@ -204,7 +209,7 @@ impl Shared {
             }
             buffer = self.transfer(buffer, &writes, Operation::Write)?;
         }
-        Ok(JobDone { buffer, due_ns })
+        Ok(JobDone { buffer, due_ns, ready_ns })
     }
 
     fn due(&self, submitted_ns: u64, transfers: &[Transfer], operation: Operation) -> u64 {
