@@ -1,6 +1,7 @@
 """Many tables of one store, as an `nn.Module`."""
 
 import itertools
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
@@ -11,7 +12,7 @@ from torch import nn
 from tiermem import _core
 from tiermem._interop import id_vector
 from tiermem.config import SGD, Hierarchy, RowWiseAdagrad
-from tiermem.embedding.autograd import pooled_lookup
+from tiermem.embedding.autograd import PooledUse, pooled_lookup
 from tiermem.embedding.optim import RowOptimizer
 from tiermem.embedding.store import EmbeddingStore, Lookup, Mode, TableConfig, Ticket
 from tiermem.errors import ConfigError
@@ -73,6 +74,8 @@ class TieredEmbeddingBagCollection(nn.Module):
         # Not a parameter: rows have no tensor here, and other optimizers must not see a stand-in.
         self._anchor = torch.zeros(0, requires_grad=True)
         self._optimizer = RowOptimizer(self.store, self._anchor, optimizer.lr)
+        # By table, the last forward pass whose gradients backward has to apply at once.
+        self._uses: dict[int, weakref.ref[PooledUse]] = {}
 
     def optimizer(self) -> RowOptimizer:
         """The torch optimizer of the rows: its `step` applies gradients, its group has the learning rate."""
@@ -94,12 +97,12 @@ class TieredEmbeddingBagCollection(nn.Module):
         """
         if isinstance(batch, Ticket):
             self.store.wait(batch)
-            return self._pool(batch)
+            return self._pool(batch, owned=False)
         if not torch.is_grad_enabled():
             return tuple(self._forward_only(lookup) for lookup in batch)
         ticket = self.prefetch(batch)
         self.store.wait(ticket)
-        return self._pool(ticket)
+        return self._pool(ticket, owned=True)
 
     def pipeline(
         self, batches: Iterable[_Batch], lookups: Callable[[_Batch], Sequence[Lookup]]
@@ -132,30 +135,41 @@ class TieredEmbeddingBagCollection(nn.Module):
         """Ends the store; later calls raise `ClosedError`."""
         self.store.close()
 
-    def _pool(self, ticket: Ticket) -> tuple[torch.Tensor, ...]:
+    def _pool(self, ticket: Ticket, *, owned: bool) -> tuple[torch.Tensor, ...]:
         if not torch.is_grad_enabled():
             return tuple(self.store.gather(ticket, position) for position in range(len(ticket.lookups)))
-        lr = self._optimizer.lr if self.fused_in_backward else None
-        if lr is not None:
-            tables = [lookup.table for lookup in ticket.lookups]
-            if len(set(tables)) != len(tables):
-                raise ConfigError(
-                    "fused_in_backward needs each table looked up once per step; use optimizer().step()"
-                )
-        return pooled_lookup(self._anchor, self.store, ticket, lr=lr)
+        if not self.fused_in_backward:
+            return pooled_lookup(self._anchor, PooledUse(self.store, ticket, None, owned=owned))
+        use = PooledUse(self.store, ticket, lambda: self._optimizer.lr, owned=owned)
+        tables = [lookup.table for lookup in ticket.lookups]
+        open_uses = [reference() for table in tables if (reference := self._uses.get(table))]
+        if len(set(tables)) != len(tables) or any(use is not None and not use.done for use in open_uses):
+            raise ConfigError(
+                "fused_in_backward needs each table looked up once per step; use optimizer().step(),"
+                " or forward without gradients"
+            )
+        self._uses.update(dict.fromkeys(tables, weakref.ref(use)))
+        return pooled_lookup(self._anchor, use)
 
     def _forward_only(self, lookup: Lookup) -> torch.Tensor:
         limit = self.store.chunk_rows(lookup.table)
         offsets = id_vector("offsets", lookup.offsets)
-        chunks = []
-        for first, last in _bag_chunks(offsets, len(lookup.ids), limit):
-            ticket = self.prefetch([_bags(lookup, offsets, first, last)])
-            try:
-                self.store.wait(ticket)
-                chunks.append(self.store.gather(ticket, 0))
-            finally:
-                self.store.release(ticket)
-        return chunks[0] if len(chunks) == 1 else torch.cat(chunks)
+        if len(lookup.ids) <= limit or not _are_offsets(offsets, len(lookup.ids)):
+            # Fits as it is, or is refused as it is.
+            return self._forward_chunk(lookup)
+        chunks = [
+            self._forward_chunk(_bags(lookup, offsets, first, last))
+            for first, last in _bag_chunks(offsets, len(lookup.ids), limit)
+        ]
+        return torch.cat(chunks)
+
+    def _forward_chunk(self, lookup: Lookup) -> torch.Tensor:
+        ticket = self.prefetch([lookup])
+        try:
+            self.store.wait(ticket)
+            return self.store.gather(ticket, 0)
+        finally:
+            self.store.release(ticket)
 
     def get_extra_state(self) -> dict[str, Any]:
         """All rows, streamed out of the tiers: {table name: (weights [rows, D], state [rows, S])}."""
@@ -177,8 +191,9 @@ class TieredEmbeddingBagCollection(nn.Module):
         if sorted(state) != sorted(names):
             raise ConfigError(f"the state has tables {sorted(state)}; this collection has {sorted(names)}")
         for position, name in enumerate(names):
-            weights, rows = state[name]
-            load_rows(self.store, position, weights, rows)
+            _check_rows(self.store, position, *state[name])
+        for position, name in enumerate(names):
+            load_rows(self.store, position, *state[name])
 
 
 def load_rows(store: EmbeddingStore, table: int, weights: torch.Tensor, state: torch.Tensor | None) -> None:
@@ -187,16 +202,31 @@ def load_rows(store: EmbeddingStore, table: int, weights: torch.Tensor, state: t
     Raises:
         ConfigError: if the shape is not that of the table.
     """
+    _check_rows(store, table, weights, state)
     config = store.tables[table]
-    if tuple(weights.shape) != (config.rows, config.dim):
-        raise ConfigError(
-            f'weights of table "{config.name}" are {list(weights.shape)}; '
-            f"expected {[config.rows, config.dim]}"
-        )
     chunk = max(1, 2**22 // config.dim)
     for start in range(0, config.rows, chunk):
         part = slice(start, start + chunk)
         store.write_rows(table, start, weights[part], None if state is None else state[part])
+
+
+def _check_rows(store: EmbeddingStore, table: int, weights: torch.Tensor, state: torch.Tensor | None) -> None:
+    config = store.tables[table]
+    expected = {"weights": (config.rows, config.dim)}
+    found = {"weights": tuple(weights.shape)}
+    if state is not None:
+        expected["state"] = (config.rows, store.state_floats)
+        found["state"] = tuple(state.shape)
+    for part, shape in expected.items():
+        if found[part] != shape:
+            raise ConfigError(
+                f'{part} of table "{config.name}" are {list(found[part])}; expected {list(shape)}'
+            )
+
+
+def _are_offsets(offsets: torch.Tensor, ids: int) -> bool:
+    starts = offsets.tolist()
+    return bool(starts) and starts[0] == 0 and starts == sorted(starts) and starts[-1] <= ids
 
 
 def _bag_chunks(offsets: torch.Tensor, ids: int, limit: int) -> Iterator[tuple[int, int]]:
@@ -212,7 +242,7 @@ def _bag_chunks(offsets: torch.Tensor, ids: int, limit: int) -> Iterator[tuple[i
                 # One bag alone: its distinct rows may still fit, and the store says so if not.
                 yield bag, bag + 1
                 first, begin = bag + 1, end
-    if first < len(ends) or not ends:
+    if first < len(ends):
         yield first, len(ends)
 
 

@@ -121,6 +121,8 @@ class EmbeddingStore:
     ) -> None:
         if mode not in ("sum", "mean"):
             raise ConfigError(f'mode "{mode}" is not supported; use "sum" or "mean"')
+        if not 0 <= seed < 2**64:
+            raise ConfigError(f"seed must be between 0 and 2^64 - 1, got {seed}")
         self.tables = tuple(tables)
         self.hierarchy = hierarchy
         self.mode = mode
@@ -163,6 +165,10 @@ class EmbeddingStore:
         """
         views, kept = [], []
         for lookup in lookups:
+            if not 0 <= lookup.table < len(self.tables):
+                raise InputError(
+                    f"table {lookup.table} does not exist; the store has {len(self.tables)} tables"
+                )
             ids = id_vector("ids", lookup.ids)
             offsets = id_vector("offsets", lookup.offsets)
             weights = lookup.sample_weights
@@ -245,6 +251,8 @@ class EmbeddingStore:
 
     def read_rows(self, table: int, start: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Rows `start ..`: weights float32 [count, D], state float32 [count, S]. Costs no virtual time."""
+        if start < 0 or count < 0:
+            raise InputError(f"rows to copy start at {start} and are {count}; neither may be negative")
         weights = new_float(count, self.tables[table].dim)
         state = new_float(count, self.state_floats)
         self._core.read_rows(table, start, bytes_of(weights), bytes_of(state))

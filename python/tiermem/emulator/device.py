@@ -10,7 +10,7 @@ import numpy.typing as npt
 from tiermem import _core
 from tiermem.config import BackendConfig, DeviceSpec
 from tiermem.config.hierarchy import ClockMode
-from tiermem.errors import InputError
+from tiermem.errors import ConfigError, InputError
 from tiermem.stats import DeviceStats, LatenessStats
 from tiermem.units import parse_bytes
 
@@ -133,11 +133,17 @@ def open_device(
         >>> device.stats().reads
         2
     """
+    capacity_bytes = parse_bytes(capacity)
+    for name, value, most in (("capacity", capacity_bytes, 2**63), ("seed", seed, 2**64)):
+        if not 0 <= value < most:
+            raise ConfigError(f"{name} must be at least 0 and below {most}, got {value}")
+    if queue_depth is not None and not 1 <= queue_depth < 2**32:
+        raise ConfigError(f"queue_depth must be at least 1 and below 2^32, got {queue_depth}")
     spec = device if isinstance(device, DeviceSpec) else DeviceSpec.load(device)
     core = _core.Device(
         spec.to_json(),
         backend_json=(backend or BackendConfig()).model_dump_json(),
-        capacity_bytes=parse_bytes(capacity),
+        capacity_bytes=capacity_bytes,
         wall=clock == "wall",
         queue_depth=queue_depth,
         seed=seed,

@@ -13,6 +13,7 @@ from tiermem.config import Experiment
 from tiermem.data import Batch, Dataset, batches
 from tiermem.embedding import Lookup, TableConfig, Ticket, TieredEmbeddingBagCollection
 from tiermem.embedding.store import StageTimes
+from tiermem.errors import ConfigError
 from tiermem.models import DLRM
 from tiermem.perf import dense_cost
 from tiermem.train.metrics import Scores, score
@@ -67,6 +68,8 @@ class Trainer:
         self.store = self.bags.store
         self.model = DLRM(experiment.model, dense_features=dataset.dense.shape[1], bags=self.bags)
         self.samples = dataset.samples(0)
+        if len(self.samples) == 0:
+            raise ConfigError(f'the training part of "{dataset.name}" is empty; check its split')
         self.steps_per_epoch = -(-len(self.samples) // self.train.batch_size)
         self.steps = self.steps_per_epoch * self.train.epochs
         self.optimizer = torch.optim.AdamW(
