@@ -41,17 +41,17 @@ def trainings(draw: st.DrawFn) -> dict[str, Any]:
         "weighted": draw(st.booleans()),
         "fused": draw(st.booleans()),
         "hierarchy": draw(st.sampled_from(["dram-nand", "dram-optane-nand"])),
-        "cache": draw(st.one_of(st.floats(0, 0.3), st.just("256B"))),
-        "middle": draw(st.sampled_from(["4KiB", "12KiB"])),
+        "cache": draw(st.one_of(st.floats(0, 0.2), st.just("256B"))),
+        "middle": draw(st.sampled_from(["4KiB", "8KiB"])),
         "distance": draw(st.integers(0, 2)),
         "batches": [[_bags(draw, rows=ROWS) for _ in range(tables)] for _ in range(BATCHES)],
     }
 
 
 def _with_churn(batches: list[Any], tables: int) -> list[Any]:
-    """Walks over all rows twice, so that every cache overflows to the home tier and back."""
+    """Walks over all rows three times, so that every cache overflows to the home tier and back."""
     churn = []
-    for step in range(8):
+    for step in range(12):
         ids = [(step * 75 + n) % ROWS for n in range(75)]
         churn.append([(ids, [0, 25, 50])] * tables)
     return batches + churn

@@ -4,7 +4,6 @@ import argparse
 import contextlib
 import datetime
 import json
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -18,7 +17,7 @@ from tiermem.errors import DeviceError
 from tiermem.report import Table
 from tiermem.results import write_text
 
-__all__ = ["Output", "add_output_options", "run_directory", "save_run", "warn_if_late"]
+__all__ = ["Output", "add_output_options", "run_directory", "save_run", "say_how_it_ran"]
 
 _LINE_EVERY_S = 5.0
 # A file or a pipe has no width; nothing is cut there.
@@ -149,8 +148,12 @@ def save_run(path: Path, record: Mapping[str, Any], html: str | None) -> None:
         write_text(path / "report.html", html)
 
 
-def warn_if_late(output: Output, record: Mapping[str, Any]) -> None:
-    """Says so when a wall-clock run was not punctual enough to be valid."""
+def say_how_it_ran(output: Output, record: Mapping[str, Any]) -> None:
+    """What a reader must know of the runs: engines that fell back, wall clocks that were not punctual."""
+    for name, tiers in record["engines"].items():
+        for tier, engine in tiers.items():
+            if engine["fallback_reason"]:
+                output.result(f"{name}: {tier} ran on {engine['engine']}: {engine['fallback_reason']}")
     for name, run in record["results"]["runs"].items():
         lateness = run["store"]["lateness"]
         if not lateness["valid"]:
@@ -158,4 +161,3 @@ def warn_if_late(output: Output, record: Mapping[str, Any]) -> None:
                 f"{name}: INVALID as a wall-clock run: {lateness['late_share']:.1%} of the requests were late"
                 " (at most 1 % may be); use the virtual clock, a slower device, or a quieter host"
             )
-            sys.stdout.flush()

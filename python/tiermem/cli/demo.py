@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tiermem.cli.common import Output, add_output_options, run_directory, save_run, warn_if_late
+from tiermem.cli.common import Output, add_output_options, run_directory, save_run, say_how_it_ran
 from tiermem.config import Experiment, Hierarchy
 from tiermem.data import fetch_ml_100k
 from tiermem.report import all_tables, render_html
@@ -102,7 +102,7 @@ def _both_acts(
         output.table(table)
     for check in checks:
         output.result(f"{'ok  ' if check.passed else 'FAIL'} {check.text}")
-    warn_if_late(output, record)
+    say_how_it_ran(output, record)
     portable = " (virtual time: the same on every host)" if options.clock == "virtual" else ""
     output.result(f"results digest {record['results_digest']}{portable}")
     output.result(f"report: {directory / 'report.html'}")

@@ -42,7 +42,12 @@ def run_record(
     made["series"] = canonical({run.name: run.series() for run in runs})
     made["wall_s"] = {run.name: round(run.wall_s, 3) for run in runs}
     engines = {
-        run.name: {tier.name: tier.device.engine for tier in run.stats.tiers} for run in runs if run.stats
+        run.name: {
+            tier.name: {"engine": tier.device.engine, "fallback_reason": tier.device.fallback_reason}
+            for tier in run.stats.tiers
+        }
+        for run in runs
+        if run.stats is not None
     }
     made["engines"] = engines
     return made

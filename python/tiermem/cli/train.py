@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from tiermem.cli.common import Output, add_output_options, run_directory, save_run, warn_if_late
+from tiermem.cli.common import Output, add_output_options, run_directory, save_run, say_how_it_ran
 from tiermem.config import Experiment
 from tiermem.report import all_tables, render_html
 
@@ -46,7 +46,7 @@ def _run(options: argparse.Namespace) -> int:
         save_run(directory, record, render_html(record, title=f"tiermem train: {dataset.name}"))
     for table in all_tables(record):
         output.table(table)
-    warn_if_late(output, record)
+    say_how_it_ran(output, record)
     output.result(f"results digest {record['results_digest']}")
     output.result(f"report: {directory / 'report.html'}")
     output.document(
