@@ -162,14 +162,12 @@ fn batches(tables: usize, count: usize) -> impl Strategy<Value = Vec<Batch>> {
     prop::collection::vec(prop::collection::vec(table, tables), count)
 }
 
-/// Touches every row of both tables twice, so that every cache here overflows down to the home tier and back.
+/// Touches every row of both tables three times, in batches so small that those in flight hold half
+/// of the rows at most: every cache here overflows down to the home tier and back.
 fn churn() -> Vec<Batch> {
-    let batch = |step: u64| {
-        (0..2)
-            .map(|_| (0..6).map(|bag| (0..17).map(|n| (step * 100 + bag * 17 + n) % 400).collect()).collect())
-            .collect()
-    };
-    (0..8).map(batch).collect()
+    let bag = |step: u64, bag: u64| (0..8).map(|n| (step * 48 + bag * 8 + n) % 400).collect();
+    let batch = |step: u64| (0..2).map(|_| (0..6).map(|number| bag(step, number)).collect()).collect();
+    (0..25).map(batch).collect()
 }
 
 proptest! {
@@ -181,7 +179,7 @@ proptest! {
         adagrad in any::<bool>(),
         distance in 0usize..4,
         cache_rows in 1u64..40,
-        middle_blocks in prop::collection::vec(1u64..4, 0..4),
+        middle_blocks in prop::collection::vec(1u64..3, 0..4),
     ) {
         let batches = [batches, churn()].concat();
         let dims = [(400, 16), (400, if same_dim { 16 } else { 5 })];

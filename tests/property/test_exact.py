@@ -49,11 +49,11 @@ def trainings(draw: st.DrawFn) -> dict[str, Any]:
 
 
 def _with_churn(batches: list[Any], tables: int) -> list[Any]:
-    """Walks over all rows three times, so that every cache overflows to the home tier and back."""
+    """Walks over all rows three times; the batches in flight hold a quarter of the rows at most."""
     churn = []
-    for step in range(12):
-        ids = [(step * 75 + n) % ROWS for n in range(75)]
-        churn.append([(ids, [0, 25, 50])] * tables)
+    for step in range(36):
+        ids = [(step * 25 + n) % ROWS for n in range(25)]
+        churn.append([(ids, [0, 10, 20])] * tables)
     return batches + churn
 
 
