@@ -2,13 +2,6 @@
 
 use crate::error::{Error, ErrorKind, Result};
 
-/// One binary kilobyte.
-pub const KIB: u64 = 1 << 10;
-/// One binary megabyte.
-pub const MIB: u64 = 1 << 20;
-/// One binary gigabyte.
-pub const GIB: u64 = 1 << 30;
-
 /// `count * each`, or a `Capacity` error that names what overflowed.
 pub fn checked_bytes(what: &str, count: u64, each: u64) -> Result<u64> {
     count.checked_mul(each).ok_or_else(|| {

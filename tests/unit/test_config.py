@@ -37,6 +37,8 @@ def test_hierarchies_are_the_three_that_are_documented() -> None:
         ("hierarchy=dram-nan", 'did you mean "dram-nand"?'),
         ("budgets.dram=1.5", "a share of all row bytes lies between 0 and 1"),
         ("budgets.dram=3parsec", "'3parsec' is not a size in bytes"),
+        ("compute.bytes_per_s=3parsec/s", "compute.bytes_per_s: '3parsec/s' is not a bandwidth"),
+        ("compute.overhead_ns_per_step=1.5kg", "is not a duration in nanoseconds"),
         ("train", "is not an override; write path.to.key=value"),
         ("seed.x=1", 'goes through "seed", which is not a table'),
     ],

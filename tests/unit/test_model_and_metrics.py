@@ -60,9 +60,9 @@ def test_dense_cost_counts_what_torch_counts() -> None:
 def test_dense_time_is_the_roofline() -> None:
     config = ModelConfig()
     cost = dense_cost(config, dense_features=1, sparse_features=10, batch=512, training=True)
-    fast = ComputeConfig(flops_per_s=1e30, bytes_per_s=1e9, overhead_ns_per_step=7, source="assumed")
+    fast = ComputeConfig(flops_per_s=1e30, bytes_per_s=10**9, overhead_ns_per_step=7, source="assumed")
     assert cost.time_ns(fast) == pytest.approx(cost.nbytes + 7, abs=1)
-    slow = ComputeConfig(flops_per_s=1e9, bytes_per_s=1e30, source="assumed")
+    slow = ComputeConfig(flops_per_s=1e9, bytes_per_s=10**30, source="assumed")
     assert cost.time_ns(slow) == pytest.approx(cost.flops, abs=1)
 
 

@@ -9,12 +9,14 @@ from typing import Annotated, Any, Self, get_args
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from tiermem.errors import ConfigError
-from tiermem.units import parse_bytes, parse_duration_ns
+from tiermem.units import parse_bytes, parse_bytes_per_s, parse_duration_ns
 
-__all__ = ["ByteCount", "Config", "DurationNs", "load_toml", "merge_overrides"]
+__all__ = ["ByteCount", "BytesPerSecond", "Config", "DurationNs", "load_toml", "merge_overrides"]
 
 ByteCount = Annotated[int, BeforeValidator(parse_bytes)]
 """An integer of bytes, or a string such as "64MiB"."""
+BytesPerSecond = Annotated[int, BeforeValidator(parse_bytes_per_s)]
+"""An integer of bytes per second, or a string such as "3GiB/s"."""
 DurationNs = Annotated[int, BeforeValidator(parse_duration_ns)]
 """An integer of nanoseconds, or a string such as "1.5us"."""
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from tiermem.config.base import Config, load_toml, merge_overrides
+from tiermem.config.base import BytesPerSecond, Config, DurationNs, load_toml, merge_overrides
 from tiermem.config.hierarchy import Budget, Hierarchy
 from tiermem.config.names import resolve
 from tiermem.config.optimizer import OptimizerConfig
@@ -164,10 +164,10 @@ class ComputeConfig(Config):
 
     flops_per_s: float = Field(gt=0)
     """Floating-point operations per second of the dense layers."""
-    bytes_per_s: float = Field(gt=0)
-    """Memory bandwidth of the dense layers."""
-    overhead_ns_per_step: int = Field(default=0, ge=0)
-    """What a step costs besides."""
+    bytes_per_s: BytesPerSecond = Field(gt=0)
+    """Memory bandwidth of the dense layers; an integer, or a string such as "100GB/s"."""
+    overhead_ns_per_step: DurationNs = 0
+    """What a step costs besides; an integer, or a string such as "100us"."""
     source: str
     """Where these numbers come from, or the word assumed."""
 

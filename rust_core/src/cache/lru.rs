@@ -140,8 +140,9 @@ impl LruSlots {
         self.free = slot;
     }
 
+    #[cfg(test)]
     /// Listed slots, from the least to the most recently used.
-    pub fn iter_listed(&self) -> impl Iterator<Item = u32> + '_ {
+    fn iter_listed(&self) -> impl Iterator<Item = u32> + '_ {
         std::iter::successors(self.oldest(), |&slot| {
             let newer = self.previous[slot as usize];
             (newer != NIL).then_some(newer)

@@ -58,7 +58,7 @@ struct Batch {
     completed_ns: u64,
     /// Nobody will ask: free the batch as it completes.
     detached: bool,
-    /// Completion time of each request, if somebody wants them; by position in the batch.
+    /// Batches that start when this one completes.
     followers: Vec<(u32, Vec<Request>)>,
 }
 
@@ -418,7 +418,6 @@ impl Schedule {
         }
         for (follower, requests) in followers {
             self.enqueue(follower, at_ns, &requests);
-            // A follower may have been detached while it was empty of requests.
             debug_assert!(!requests.is_empty(), "a follower moves bytes");
         }
     }

@@ -61,7 +61,7 @@ pub(super) struct Counters {
     pub(super) rows_written_back: u64,
     /// Blocks read to change a part of them.
     pub(super) read_modify_writes: u64,
-    /// Bytes of the rows that missed the fastest tier.
+    /// Bytes of the rows that were asked of each tier.
     pub(super) asked_bytes: Vec<u64>,
 }
 
