@@ -26,6 +26,10 @@ class InputError(ConfigError):
 class DeviceError(TiermemError, OSError):
     """The operating system or a device refused or failed; `errno` is set where it is known."""
 
+    def __str__(self) -> str:
+        # The sentence alone; the number stays in `errno`.
+        return self.strerror or super().__str__()
+
 
 class CapacityError(TiermemError):
     """A budget, a device or staging memory is too small; the message states the bytes needed."""

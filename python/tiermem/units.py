@@ -34,13 +34,12 @@ _BYTES_PER_S: Mapping[str, int] = {f"{unit}/s": factor for unit, factor in _BYTE
 _QUANTITY = re.compile(r"\s*([0-9][0-9_]*(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?)\s*([A-Za-z]+(?:/s)?)\s*")
 
 
-def _parse(value: object, units: Mapping[str, int], what: str) -> int:
+def _parse(value: object, units: Mapping[str, int], what: str, example: str) -> int:
     if isinstance(value, int) and not isinstance(value, bool):
         if value < 0:
             raise ConfigError(f"{value} is not {what}: it must not be negative")
         return value
-    example = ", ".join(f'"1.5{unit}"' for unit in list(units)[:3])
-    problem = f"{value!r} is not {what}; write an integer or a string such as {example}"
+    problem = f'{value!r} is not {what}; write an integer or a string such as "{example}"'
     if not isinstance(value, str):
         raise ConfigError(problem)
     match = _QUANTITY.fullmatch(value)
@@ -66,7 +65,7 @@ def parse_bytes(value: object) -> int:
         >>> parse_bytes("1.5KiB")
         1536
     """
-    return _parse(value, _BYTES, "a size in bytes")
+    return _parse(value, _BYTES, "a size in bytes", "64MiB")
 
 
 def parse_duration_ns(value: object) -> int:
@@ -79,7 +78,7 @@ def parse_duration_ns(value: object) -> int:
         >>> parse_duration_ns("1.5us")
         1500
     """
-    return _parse(value, _NANOSECONDS, "a duration in nanoseconds")
+    return _parse(value, _NANOSECONDS, "a duration in nanoseconds", "1.5us")
 
 
 def parse_bytes_per_s(value: object) -> int:
@@ -92,7 +91,7 @@ def parse_bytes_per_s(value: object) -> int:
         >>> parse_bytes_per_s("2GB/s")
         2000000000
     """
-    return _parse(value, _BYTES_PER_S, "a bandwidth in bytes per second")
+    return _parse(value, _BYTES_PER_S, "a bandwidth in bytes per second", "3GiB/s")
 
 
 def format_bytes(nbytes: float) -> str:

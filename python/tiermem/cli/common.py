@@ -93,7 +93,7 @@ class StepProgress:
                 TimeElapsedColumn(),
             )
             self.bar = Progress(*columns, console=output.console)
-            self.task = self.bar.add_task(name, total=None, rate=0.0, loss=float("nan"))
+            self.task = self.bar.add_task(name, total=0, rate=0.0, loss=float("nan"))
 
     def __enter__(self) -> Callable[[int, int, float, float], None]:
         if self.bar is not None:

@@ -55,6 +55,7 @@ def fetch_ml_100k(source: Path | None = None, *, force: bool = False) -> Path:
     target = data_directory() / "ml-100k"
     if target.is_dir() and not force and source is None and _is_intact(target):
         return target
+    was_there = target.parent.exists()
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=".fetch-") as scratch:
@@ -75,6 +76,9 @@ def fetch_ml_100k(source: Path | None = None, *, force: bool = False) -> Path:
         if isinstance(error, DeviceError):
             raise
         raise DeviceError(error.errno, f"cannot write {target}: {error.strerror}") from None
+    finally:
+        if not was_there and target.parent.is_dir() and not any(target.parent.iterdir()):
+            target.parent.rmdir()
     return target
 
 
