@@ -20,7 +20,7 @@ help:
 
 # uv shares its cache between environments, so that the 5 GB of PyTorch's default wheel arrive once.
 $(VENV)/.set-up: pyproject.toml Makefile
-	@echo "==> setting up $(VENV): PyTorch and the tools (the first time this downloads about 3 GB)"
+	@echo "==> setting up $(VENV): PyTorch and the tools (the first time this downloads PyTorch's CUDA build, 5 GB installed)"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip uv
 	$(BIN)/uv pip install --quiet --python $(BIN)/python $(TORCH) "maturin>=1.10,<2"

@@ -2,40 +2,18 @@
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 #![expect(clippy::float_cmp, reason = "bits are the subject")]
 
+mod common;
+
+use common::{config, tier};
 use tiermem_core::ErrorKind;
-use tiermem_core::backend::{Backend, BackendConfig, RamBackend};
+use tiermem_core::backend::{Backend, RamBackend};
 use tiermem_core::device::DeviceSpec;
-use tiermem_core::embedding::{Initialisation, OptimizerConfig, Pooling, TableConfig};
-use tiermem_core::store::{Budget, ClockMode, Lookup, Pooled, Store, StoreConfig, TierConfig};
+use tiermem_core::embedding::{OptimizerConfig, Pooling};
+use tiermem_core::store::{Budget, Lookup, Pooled, Store, StoreConfig, TierConfig};
 use tiermem_core::testkit::FailingBackend;
 
 const LR: f32 = 0.1;
 const SUM: Pooled<'static> = Pooled { pooling: Pooling::Sum, sample_weights: None };
-
-fn tier(name: &str, device: &str, cache: Option<Budget>) -> TierConfig {
-    let path = format!("{}/../emulator_configs/devices/{device}.toml", env!("CARGO_MANIFEST_DIR"));
-    let device = DeviceSpec::from_toml(&std::fs::read_to_string(path).unwrap()).unwrap();
-    TierConfig { name: name.into(), device, backend: BackendConfig::ram(), cache }
-}
-
-fn config(
-    tables: &[(u64, usize)],
-    tiers: Vec<TierConfig>,
-    optimizer: OptimizerConfig,
-    staging_bytes: u64,
-) -> StoreConfig {
-    let init = Initialisation::Uniform { bound: 0.1 };
-    let table = |(n, &(rows, dim)): (usize, &(u64, usize))| TableConfig { name: format!("t{n}"), rows, dim, init };
-    StoreConfig {
-        tables: tables.iter().enumerate().map(table).collect(),
-        tiers,
-        optimizer,
-        staging_bytes,
-        memory_limit_bytes: None,
-        clock: ClockMode::Virtual,
-        seed: 11,
-    }
-}
 
 fn small(tiers: Vec<TierConfig>, staging_bytes: u64) -> StoreConfig {
     config(&[(10_000, 16)], tiers, OptimizerConfig::Sgd, staging_bytes)

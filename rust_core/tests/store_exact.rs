@@ -1,44 +1,15 @@
 //! Training through any hierarchy gives the bits of training in memory, and a plain scalar twin agrees.
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
-use proptest::prelude::*;
-use tiermem_core::backend::BackendConfig;
-use tiermem_core::device::DeviceSpec;
-use tiermem_core::embedding::{Initialisation, OptimizerConfig, Pooling, TableConfig, initialise_row};
-use tiermem_core::store::{Budget, ClockMode, Lookup, Pooled, Store, StoreConfig, TierConfig};
+mod common;
 
-const SEED: u64 = 11;
+use common::{SEED, config, tier};
+use proptest::prelude::*;
+use tiermem_core::embedding::{Initialisation, OptimizerConfig, Pooling, initialise_row};
+use tiermem_core::store::{Budget, Lookup, Pooled, Store};
+
 const LR: f32 = 0.1;
 const SUM: Pooled<'static> = Pooled { pooling: Pooling::Sum, sample_weights: None };
-
-fn tier(name: &str, device: &str, cache: Option<Budget>) -> TierConfig {
-    let path = format!("{}/../emulator_configs/devices/{device}.toml", env!("CARGO_MANIFEST_DIR"));
-    let device = DeviceSpec::from_toml(&std::fs::read_to_string(path).unwrap()).unwrap();
-    TierConfig { name: name.into(), device, backend: BackendConfig::ram(), cache }
-}
-
-fn config(
-    tables: &[(u64, usize)],
-    tiers: Vec<TierConfig>,
-    optimizer: OptimizerConfig,
-    staging_bytes: u64,
-) -> StoreConfig {
-    let tables = tables.iter().enumerate().map(|(n, &(rows, dim))| TableConfig {
-        name: format!("t{n}"),
-        rows,
-        dim,
-        init: Initialisation::Uniform { bound: 0.1 },
-    });
-    StoreConfig {
-        tables: tables.collect(),
-        tiers,
-        optimizer,
-        staging_bytes,
-        memory_limit_bytes: None,
-        clock: ClockMode::Virtual,
-        seed: SEED,
-    }
-}
 
 /// One batch: for each table, bags of rows.
 type Batch = Vec<Vec<Vec<u64>>>;
