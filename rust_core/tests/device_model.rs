@@ -139,3 +139,23 @@ fn results_do_not_depend_on_how_time_is_sliced() {
     };
     assert_eq!(run(false), run(true));
 }
+
+#[test]
+fn a_read_of_two_pages_waits_for_both() {
+    // A draw below the base shortens the access that ends last; the other page still takes the base.
+    let spec = device("nand-p3700");
+    let nbytes = 8192;
+    let transfer_ns = (nbytes * 1_000_000_000u64).div_ceil(spec.read.bandwidth_bytes_per_s);
+    let media_ns = spec.read.latency_ns - spec.read_fixed_ns();
+    let least = spec.host.submit_ns + media_ns + spec.read.command_ns + transfer_ns + spec.host.complete_ns;
+    let mut schedule = Schedule::new(vec![(spec.clone(), 1)], 3);
+    let mut now = 0;
+    for n in 1..2000u64 {
+        let offset = n * spec.page_bytes - nbytes / 2;
+        let read = Request { device: 0, operation: Operation::Read, offset, nbytes };
+        let handle = schedule.submit(now, &[read]);
+        let end = schedule.finish(handle);
+        assert!(end - now >= least, "read {n} took {} ns, one page alone takes {least}", end - now);
+        now = end;
+    }
+}
