@@ -2,7 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a bench may panic")]
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use tiermem_core::device::{DeviceSpec, Operation, Request, Schedule};
+use tiermem_core::device::{DeviceSpec, Operation, Request, Schedule, TimedDevice};
 use tiermem_core::rng::draw;
 
 fn device(name: &str) -> DeviceSpec {
@@ -23,7 +23,8 @@ fn random_reads(criterion: &mut Criterion) {
             .collect();
         let label = format!("{name}/queue_depth={queue_depth}/nbytes={nbytes}");
         group.bench_function(BenchmarkId::from_parameter(label), |bencher| {
-            let mut schedule = Schedule::new(vec![(spec.clone(), queue_depth)], 1);
+            let device = TimedDevice { queue_depth, ..TimedDevice::new(spec.clone()) };
+            let mut schedule = Schedule::new(vec![device], 1);
             let mut now_ns = 0;
             bencher.iter(|| {
                 let handle = schedule.submit(now_ns, &requests);

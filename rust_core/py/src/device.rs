@@ -1,11 +1,11 @@
-//! One emulated device by itself.
+//! One emulated device by itself, and synthetic loads on a device model.
 
 use std::sync::Arc;
 
 use pyo3::prelude::*;
-use tiermem_core::backend::BackendConfig;
+use serde_json::Value;
 use tiermem_core::clock::Clock;
-use tiermem_core::device::{DeviceSpec, EmulatedDevice};
+use tiermem_core::device::{DeviceConfig, DeviceSpec, EmulatedDevice, Workload, run_virtual, run_wall};
 use tiermem_core::{Error, ErrorKind};
 
 use crate::buffer::Bytes;
@@ -30,23 +30,13 @@ fn offsets_of(offsets: &Bytes) -> PyResult<Vec<u64>> {
 #[pymethods]
 impl Device {
     #[new]
-    #[pyo3(signature = (spec_json, *, backend_json, capacity_bytes, wall, queue_depth, seed))]
-    fn new(
-        py: Python<'_>,
-        spec_json: &str,
-        backend_json: &str,
-        capacity_bytes: u64,
-        wall: bool,
-        queue_depth: Option<u32>,
-        seed: u64,
-    ) -> PyResult<Self> {
+    #[pyo3(signature = (spec_json, *, config_json, wall))]
+    fn new(py: Python<'_>, spec_json: &str, config_json: &str, wall: bool) -> PyResult<Self> {
         let spec = DeviceSpec::from_json(spec_json).map_err(to_python)?;
-        let backend: BackendConfig = parse_json("backend", backend_json)?;
+        let config: DeviceConfig = parse_json("device", config_json)?;
         let clock = Arc::new(if wall { Clock::new_wall() } else { Clock::new_virtual() });
         let for_device = Arc::clone(&clock);
-        let inner = py
-            .detach(|| EmulatedDevice::open(spec, &backend, capacity_bytes, for_device, queue_depth, seed))
-            .map_err(to_python)?;
+        let inner = py.detach(|| EmulatedDevice::open(spec, &config, for_device)).map_err(to_python)?;
         Ok(Self { inner, clock })
     }
 
@@ -74,14 +64,40 @@ impl Device {
         py.detach(|| self.inner.write_batch(&offsets, nbytes, data)).map_err(to_python)
     }
 
-    fn stats_json(&self) -> String {
-        let lateness = stats::lateness(&self.inner.lateness());
-        let mut document = stats::device(&self.inner.stats());
-        document["lateness"] = lateness;
+    fn stats_json(&self, py: Python<'_>) -> String {
+        let (device, lateness, debt) = py.detach(|| (self.inner.stats(), self.inner.lateness(), self.inner.debt()));
+        let mut document = stats::device(&device);
+        document["lateness"] = stats::lateness(&lateness);
+        document["debt"] = stats::debt(&debt);
         document.to_string()
     }
 
-    fn read_latency_cdf(&self) -> Vec<(u64, f64)> {
-        stats::cdf(&self.inner.stats().read_latency)
+    fn read_latency_cdf(&self, py: Python<'_>) -> Vec<(u64, f64)> {
+        stats::cdf(&py.detach(|| self.inner.stats()).read_latency)
+    }
+}
+
+/// Runs a load on the model of a device; Ctrl-C ends it.
+#[pyfunction]
+#[pyo3(signature = (spec_json, workload_json, *, wall))]
+pub(crate) fn run_workload(py: Python<'_>, spec_json: &str, workload_json: &str, wall: bool) -> PyResult<String> {
+    let spec = DeviceSpec::from_json(spec_json).map_err(to_python)?;
+    let workload: Workload = parse_json("workload", workload_json)?;
+    let mut interrupt = None;
+    let outcome = py.detach(|| {
+        let mut keep_going = || match Python::attach(Python::check_signals) {
+            Ok(()) => Ok(()),
+            Err(signal) => {
+                interrupt = Some(signal);
+                Err(Error::new(ErrorKind::Closed, "interrupted"))
+            }
+        };
+        let run = if wall { run_wall } else { run_virtual };
+        run(&spec, &workload, &mut keep_going)
+    });
+    match (interrupt, outcome) {
+        (Some(signal), _) => Err(signal),
+        (None, Err(error)) => Err(to_python(error)),
+        (None, Ok(point)) => Ok(Value::to_string(&stats::point(&point))),
     }
 }

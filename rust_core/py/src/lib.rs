@@ -18,7 +18,7 @@ mod _core {
     use pyo3::prelude::*;
 
     #[pymodule_export]
-    use crate::device::Device;
+    use crate::device::{Device, run_workload};
     #[pymodule_export]
     use crate::error::error_classes;
     #[pymodule_export]

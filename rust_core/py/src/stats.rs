@@ -1,7 +1,7 @@
 //! Statistics as JSON documents; Python turns them into typed records.
 
 use serde_json::{Value, json};
-use tiermem_core::device::{DeviceStats, Lateness};
+use tiermem_core::device::{Debt, DeviceStats, Lateness, PointResult};
 use tiermem_core::stats::{LatencyHistogram, LatencySummary};
 use tiermem_core::store::{StoreStats, TierStats};
 
@@ -10,9 +10,12 @@ fn latency(summary: LatencySummary) -> Value {
         "count": summary.count,
         "mean_ns": summary.mean_ns,
         "p50_ns": summary.p50_ns,
+        "p90_ns": summary.p90_ns,
         "p95_ns": summary.p95_ns,
         "p99_ns": summary.p99_ns,
         "p999_ns": summary.p999_ns,
+        "p9999_ns": summary.p9999_ns,
+        "p99999_ns": summary.p99999_ns,
         "max_ns": summary.max_ns,
     })
 }
@@ -29,6 +32,31 @@ pub(crate) fn lateness(lateness: &Lateness) -> Value {
         "late_share": lateness.late_share(),
         "late_by": latency(lateness.late_by.summary()),
         "valid": lateness.late_share() <= Lateness::SHARE_MAX,
+    })
+}
+
+pub(crate) fn debt(debt: &Debt) -> Value {
+    json!({
+        "outstanding_ns": debt.outstanding_ns,
+        "incurred_ns": debt.incurred_ns,
+        "modelled_ns": debt.modelled_ns,
+        "share": debt.share(),
+        "valid": debt.share() <= Lateness::SHARE_MAX,
+    })
+}
+
+/// One point of a benchmark.
+pub(crate) fn point(point: &PointResult) -> Value {
+    json!({
+        "operations": point.operations,
+        "elapsed_ps": point.elapsed_ps,
+        "iops": point.iops(),
+        "saturated": point.saturated,
+        "latency": latency(point.latency.summary()),
+        "cdf": cdf(&point.latency),
+        "lateness": lateness(&point.lateness),
+        "late_by_cdf": cdf(&point.lateness.late_by),
+        "device": device(&point.stats),
     })
 }
 
@@ -50,7 +78,13 @@ pub(crate) fn device(stats: &DeviceStats) -> Value {
         "read_latency": latency(stats.read_latency.summary()),
         "write_latency": latency(stats.write_latency.summary()),
         "utilisation": stats.utilisation,
-        "energy_joules": stats.energy_joules,
+        "busiest_stage": stats.busiest_stage,
+        "write_amplification": stats.wear.write_amplification,
+        "endurance_share": stats.wear.endurance_share,
+        "lifetime_years": if stats.wear.lifetime_years.is_finite() { json!(stats.wear.lifetime_years) } else { Value::Null },
+        "energy_joules": stats.energy.joules,
+        "nanojoules_per_operation": stats.energy.nanojoules_per_operation,
+        "cost_dollars": stats.cost_dollars,
     })
 }
 

@@ -1,22 +1,19 @@
-//! When requests complete: a small discrete-event simulation of all block devices of a hierarchy.
-//!
-//! One request travels: host -> media accesses on FIFO units chosen by a hash of the page ->
-//! serial controller -> link of its direction -> host. The controller and the link are charged in
-//! the order in which the medium completes, not in arrival order: charging at submission loses
-//! 30-50 % of the IOPS (reference notes, C3). Writes pass link and controller first, enter a
-//! buffer, and are acknowledged while it has room; the buffer drains at the medium's rate.
+//! When requests complete: the devices of a hierarchy under one clock, and the batches that were
+//! submitted to them.
 //!
 //! Completion times are computed, never throttled, and a random draw is keyed by (seed, device,
-//! request number), so neither threads nor the caller's timing can change a result.
+//! request number), so neither threads nor the caller's timing can change a result. Callers count in
+//! nanoseconds; the devices count in picoseconds.
 
-use std::cmp::Reverse;
-use std::collections::{BinaryHeap, VecDeque};
+use std::collections::VecDeque;
 
-use super::quantile::QuantileTable;
+use super::curve::CurveFamily;
+use super::fault::Storms;
+use super::queue::{AT_ISSUE, Completion, DeviceQueue, Entry};
 use super::spec::{DeviceKind, DeviceSpec};
 use crate::rng;
 use crate::stats::{DeviceCounters, LatencyHistogram};
-use crate::units::transfer_ns;
+use crate::units::PS_PER_NS;
 
 /// What a request does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,64 +37,37 @@ pub struct Request {
     pub nbytes: u64,
 }
 
+/// A device of a schedule.
+#[derive(Debug, Clone)]
+pub struct TimedDevice {
+    /// Its numbers.
+    pub spec: DeviceSpec,
+    /// Requests outstanding at most.
+    pub queue_depth: usize,
+    /// Periods of slowness, if any are injected.
+    pub storms: Option<Storms>,
+}
+
+impl TimedDevice {
+    /// With the queue depth of its specification, and no storms.
+    pub fn new(spec: DeviceSpec) -> Self {
+        Self { queue_depth: spec.queue_depth as usize, spec, storms: None }
+    }
+}
+
 /// Handle of requests that were submitted together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BatchHandle(u32);
 
-#[derive(Debug, Clone, Copy)]
-struct InFlight {
-    request: Request,
-    batch: u32,
-    issued_ns: u64,
-}
-
 #[derive(Debug, Default)]
 struct Batch {
-    /// Requests not yet completed, plus one while a predecessor is unfinished.
+    /// Requests not yet completed.
     remaining: usize,
-    completed_ns: u64,
+    completed_ps: u64,
     /// Nobody will ask: free the batch as it completes.
     detached: bool,
     /// Batches that start when this one completes.
     followers: Vec<(u32, Vec<Request>)>,
-}
-
-/// Events of one device in time order: media completions, then completions per direction, which
-/// are monotone and so need no heap.
-struct DeviceQueue {
-    spec: DeviceSpec,
-    /// Latency distribution of reads at queue depth 1, or constant.
-    quantiles: Option<QuantileTable>,
-    fixed_ns: u64,
-    media_base_ns: u64,
-    draw_key: u64,
-    request_number: u64,
-    queue_depth: usize,
-    unit_free_ns: Vec<u64>,
-    controller_free_ns: u64,
-    read_link_free_ns: u64,
-    write_link_free_ns: u64,
-    drain_free_ns: u64,
-    outstanding: usize,
-    active_since_ns: u64,
-    waiting: VecDeque<InFlight>,
-    at_controller: BinaryHeap<Reverse<(u64, u64, u32)>>,
-    sequence: u64,
-    requests: Vec<InFlight>,
-    free_requests: Vec<u32>,
-    read_done: VecDeque<(u64, u32)>,
-    write_done: VecDeque<(u64, u32)>,
-    counters: DeviceCounters,
-    read_latency: LatencyHistogram,
-    write_latency: LatencyHistogram,
-}
-
-/// The event queues of all devices of one hierarchy under one clock.
-pub struct Schedule {
-    devices: Vec<DeviceQueue>,
-    batches: Vec<Batch>,
-    free_batches: Vec<u32>,
-    processed_ns: u64,
 }
 
 /// What one device did so far.
@@ -111,225 +81,149 @@ pub struct DeviceSnapshot {
     pub write_latency: LatencyHistogram,
 }
 
-impl DeviceQueue {
-    fn new(spec: DeviceSpec, queue_depth: usize, seed: u64, position: usize) -> Self {
-        debug_assert_eq!(spec.kind, DeviceKind::Block, "byte-addressable devices have a batch form");
-        let quantiles = (!spec.read.latency_quantiles_ns.is_empty()).then(|| spec.read_quantiles()).flatten();
-        let fixed_ns = spec.read_fixed_ns();
+/// A device with curves: a batch is served as one, after the batches before it.
+struct CurveQueue {
+    family: CurveFamily,
+    parallelism: u64,
+    page_shift: u32,
+    free_ps: u64,
+    /// End and batch, in order of time.
+    ahead: VecDeque<(u64, u32)>,
+    snapshot: DeviceSnapshot,
+}
+
+impl CurveQueue {
+    fn new(spec: &DeviceSpec, parallelism: usize) -> Self {
         Self {
-            media_base_ns: spec.read.latency_ns.saturating_sub(fixed_ns).max(1),
-            fixed_ns,
-            quantiles,
-            draw_key: rng::stream(seed, position as u64),
-            request_number: 0,
-            queue_depth,
-            unit_free_ns: vec![0; spec.units as usize],
-            controller_free_ns: 0,
-            read_link_free_ns: 0,
-            write_link_free_ns: 0,
-            drain_free_ns: 0,
-            outstanding: 0,
-            active_since_ns: 0,
-            waiting: VecDeque::new(),
-            at_controller: BinaryHeap::new(),
-            sequence: 0,
-            requests: Vec::new(),
-            free_requests: Vec::new(),
-            read_done: VecDeque::new(),
-            write_done: VecDeque::new(),
-            counters: DeviceCounters::default(),
-            read_latency: LatencyHistogram::default(),
-            write_latency: LatencyHistogram::default(),
-            spec,
+            family: CurveFamily::new(spec),
+            parallelism: parallelism as u64,
+            page_shift: spec.page_bytes.trailing_zeros(),
+            free_ps: 0,
+            ahead: VecDeque::new(),
+            snapshot: DeviceSnapshot::default(),
         }
     }
 
-    /// Issues requests while the queue has room.
-    fn issue(&mut self, now_ns: u64) {
-        while self.outstanding < self.queue_depth {
-            let Some(mut entry) = self.waiting.pop_front() else { return };
-            entry.issued_ns = now_ns;
-            if self.outstanding == 0 {
-                self.active_since_ns = now_ns;
-            }
-            self.outstanding += 1;
-            let arrival_ns = now_ns + self.spec.host.submit_ns;
-            let ready_ns = match entry.request.operation {
-                Operation::Read => self.read_media(entry.request, arrival_ns),
-                Operation::Write => arrival_ns,
-            };
-            let slot = if let Some(slot) = self.free_requests.pop() {
-                self.requests[slot as usize] = entry;
-                slot
-            } else {
-                self.requests.push(entry);
-                self.requests.len() as u32 - 1
-            };
-            self.at_controller.push(Reverse((ready_ns, self.sequence, slot)));
-            self.sequence += 1;
-        }
-    }
-
-    /// Media accesses of one read: one per page, each on the unit of its page; the draw of the
-    /// request goes to the access that ends last.
-    fn read_media(&mut self, request: Request, arrival_ns: u64) -> u64 {
-        let media_ns = self.quantiles.as_ref().map_or(self.media_base_ns, |table| {
-            table.sample(rng::draw(self.draw_key, self.request_number)).saturating_sub(self.fixed_ns).max(1)
-        });
-        self.request_number += 1;
-        let pages = pages_of(request, self.spec.page_bytes);
-        let units = self.unit_free_ns.len() as u64;
-        let unit_of = |page: u64| (((u128::from(rng::mix(page)) * u128::from(units)) >> 64) as u64) as usize;
-        if pages.start + 1 == pages.end {
-            let unit = unit_of(pages.start);
-            let end = arrival_ns.max(self.unit_free_ns[unit]) + media_ns;
-            self.unit_free_ns[unit] = end;
-            self.counters.media_busy_ns += media_ns;
-            return end;
-        }
-        let (mut last_ns, mut last_unit, mut others_ns) = (0, 0, 0);
-        for page in pages {
-            let unit = unit_of(page);
-            let end = arrival_ns.max(self.unit_free_ns[unit]) + self.media_base_ns;
-            self.unit_free_ns[unit] = end;
-            self.counters.media_busy_ns += self.media_base_ns;
-            if end >= last_ns {
-                others_ns = last_ns;
-                (last_ns, last_unit) = (end, unit);
-            } else {
-                others_ns = others_ns.max(end);
-            }
-        }
-        // The draw may be shorter than the base: the last unit frees earlier, the read still waits for the others.
-        let end = (last_ns + media_ns).saturating_sub(self.media_base_ns).max(arrival_ns + 1);
-        self.unit_free_ns[last_unit] = end;
-        self.counters.media_busy_ns = (self.counters.media_busy_ns + media_ns).saturating_sub(self.media_base_ns);
-        end.max(others_ns)
-    }
-
-    /// Time of the next event, if any.
-    fn next_event_ns(&self) -> Option<u64> {
-        let controller = self.at_controller.peek().map(|Reverse((at, _, _))| *at);
-        let read = self.read_done.front().map(|&(at, _)| at);
-        let write = self.write_done.front().map(|&(at, _)| at);
-        [controller, read, write].into_iter().flatten().min()
-    }
-
-    /// Processes the next event, which is at `now_ns`. Returns the batch of a completed request.
-    fn step(&mut self, now_ns: u64) -> Option<u32> {
-        // Completions first: they free a place in the queue at the same instant.
-        let done = [&mut self.read_done, &mut self.write_done]
-            .into_iter()
-            .find(|queue| queue.front().is_some_and(|&(at, _)| at == now_ns))
-            .and_then(VecDeque::pop_front);
-        if let Some((_, slot)) = done {
-            let entry = self.requests[slot as usize];
-            self.free_requests.push(slot);
-            let latency_ns = now_ns - entry.issued_ns;
-            match entry.request.operation {
-                Operation::Read => self.read_latency.record(latency_ns),
-                Operation::Write => self.write_latency.record(latency_ns),
-            }
-            self.outstanding -= 1;
-            if self.outstanding == 0 {
-                self.counters.active_ns += now_ns - self.active_since_ns;
-            }
-            self.issue(now_ns);
-            return Some(entry.batch);
-        }
-        let Reverse((_, _, slot)) = self.at_controller.pop()?;
-        let request = self.requests[slot as usize].request;
-        match request.operation {
+    /// Serves `pages` accesses of `nbytes` in all; gives the time of the last.
+    fn serve(&mut self, now_ps: u64, operation: Operation, pages: u64, nbytes: u64) -> u64 {
+        let (duration_ps, latency_ps) = self.family.batch_ps(operation, pages, self.parallelism);
+        self.free_ps = now_ps.max(self.free_ps) + duration_ps;
+        let media = pages << self.page_shift;
+        let counters = &mut self.snapshot.counters;
+        counters.active_ns += duration_ps / PS_PER_NS;
+        let latency_ns = latency_ps.div_ceil(PS_PER_NS);
+        match operation {
             Operation::Read => {
-                let transfer = transfer_ns(request.nbytes, self.spec.read.bandwidth_bytes_per_s);
-                let commanded = now_ns.max(self.controller_free_ns) + self.spec.read.command_ns;
-                let end = commanded.max(self.read_link_free_ns) + transfer;
-                self.controller_free_ns = commanded;
-                self.read_link_free_ns = end;
-                self.read_done.push_back((end + self.spec.host.complete_ns, slot));
-                self.counters.reads += 1;
-                self.counters.read_bytes += request.nbytes;
-                self.counters.media_read_bytes += media_bytes(request, self.spec.granule_bytes);
-                self.counters.read_link_busy_ns += transfer;
-                self.counters.controller_busy_ns += self.spec.read.command_ns;
+                counters.reads += pages;
+                counters.read_bytes += nbytes;
+                counters.media_read_bytes += media;
+                counters.read_link_busy_ps += duration_ps;
+                self.snapshot.read_latency.record_many(latency_ns, pages);
             }
             Operation::Write => {
-                let write = &self.spec.write;
-                let media = media_bytes(request, self.spec.granule_bytes);
-                let transfer = transfer_ns(request.nbytes, write.bandwidth_bytes_per_s);
-                let commanded = now_ns.max(self.controller_free_ns) + write.command_ns;
-                let buffered = commanded.max(self.write_link_free_ns) + transfer;
-                self.controller_free_ns = commanded;
-                self.write_link_free_ns = buffered;
-                let drain = transfer_ns(media, write.drain_bytes_per_s);
-                self.drain_free_ns = buffered.max(self.drain_free_ns) + drain;
-                // There is room once all but the buffer's capacity of what came so far has drained.
-                let room_ns =
-                    self.drain_free_ns.saturating_sub(transfer_ns(write.buffer_bytes, write.drain_bytes_per_s));
-                let done = buffered.max(room_ns) + write.acknowledge_ns + self.spec.host.complete_ns;
-                self.write_done.push_back((done, slot));
-                self.counters.writes += 1;
-                self.counters.write_bytes += request.nbytes;
-                self.counters.media_write_bytes += media;
-                self.counters.write_link_busy_ns += transfer;
-                self.counters.controller_busy_ns += write.command_ns;
+                counters.writes += pages;
+                counters.write_bytes += nbytes;
+                counters.media_write_bytes += media;
+                counters.write_link_busy_ps += duration_ps;
+                self.snapshot.write_latency.record_many(latency_ns, pages);
             }
         }
-        None
+        self.free_ps
     }
 }
 
-fn pages_of(request: Request, page_bytes: u64) -> std::ops::Range<u64> {
-    request.offset / page_bytes..(request.offset + request.nbytes).div_ceil(page_bytes)
+enum Station {
+    Events(Box<DeviceQueue>),
+    Curve(Box<CurveQueue>),
 }
 
-fn media_bytes(request: Request, granule_bytes: u64) -> u64 {
-    let first = request.offset / granule_bytes;
-    let end = (request.offset + request.nbytes).div_ceil(granule_bytes);
-    (end - first) * granule_bytes
+impl Station {
+    fn next_event_ps(&self) -> u64 {
+        match self {
+            Self::Events(queue) => queue.next_event_ps(),
+            Self::Curve(queue) => queue.ahead.front().map_or(u64::MAX, |&(end_ps, _)| end_ps),
+        }
+    }
+}
+
+/// The event queues of all devices of one hierarchy under one clock.
+pub struct Schedule {
+    stations: Vec<Station>,
+    /// Page size of the devices that split a request into accesses of one page each; 0: whole requests.
+    split_bytes: Vec<u64>,
+    batches: Vec<Batch>,
+    free_batches: Vec<u32>,
+    processed_ps: u64,
 }
 
 impl Schedule {
-    /// Idle devices, each a specification with the most requests outstanding.
-    pub fn new(devices: Vec<(DeviceSpec, usize)>, seed: u64) -> Self {
-        let devices = devices
-            .into_iter()
-            .enumerate()
-            .map(|(position, (spec, queue_depth))| DeviceQueue::new(spec, queue_depth, seed, position))
+    /// Idle devices.
+    pub fn new(devices: Vec<TimedDevice>, seed: u64) -> Self {
+        let split_bytes = devices
+            .iter()
+            .map(|device| if device.spec.kind == DeviceKind::Byte { device.spec.page_bytes } else { 0 })
             .collect();
-        Self { devices, batches: Vec::new(), free_batches: Vec::new(), processed_ns: 0 }
+        let station = |(position, device): (usize, TimedDevice)| {
+            if device.spec.has_curves() {
+                return Station::Curve(Box::new(CurveQueue::new(&device.spec, device.queue_depth)));
+            }
+            let TimedDevice { spec, queue_depth, storms } = device;
+            Station::Events(Box::new(DeviceQueue::new(spec, queue_depth, seed, position, storms)))
+        };
+        let stations = devices.into_iter().enumerate().map(station).collect();
+        Self { stations, split_bytes, batches: Vec::new(), free_batches: Vec::new(), processed_ps: 0 }
     }
 
     /// Submits requests at one instant. The handle must be given to `finish` or to `detach`.
     pub fn submit(&mut self, now_ns: u64, requests: &[Request]) -> BatchHandle {
         self.advance_to(now_ns);
-        let batch = self.new_batch(requests.len());
-        self.enqueue(batch, now_ns, requests);
+        let batch = self.new_batch();
+        self.enqueue(batch, now_ns * PS_PER_NS, requests);
         BatchHandle(batch)
     }
 
     /// Submits requests at the instant at which all of `predecessor` has completed, and no earlier than now.
     pub fn submit_after(&mut self, predecessor: BatchHandle, now_ns: u64, requests: Vec<Request>) -> BatchHandle {
         self.advance_to(now_ns);
-        let batch = self.new_batch(requests.len());
+        let batch = self.new_batch();
         let before = &mut self.batches[predecessor.0 as usize];
         if before.remaining == 0 {
-            self.enqueue(batch, now_ns, &requests);
+            self.enqueue(batch, now_ns * PS_PER_NS, &requests);
         } else {
             before.followers.push((batch, requests));
+            // Not complete before it has begun.
+            self.batches[batch as usize].remaining = 1;
         }
         BatchHandle(batch)
+    }
+
+    /// Submits `count` requests of `nbytes` at random places of a device and runs until they have
+    /// completed; gives that time. For the rows of a byte-addressable tier, whose places do not matter.
+    pub fn run_scattered(&mut self, device: usize, now_ns: u64, operation: Operation, count: u64, nbytes: u64) -> u64 {
+        if count == 0 || nbytes == 0 {
+            return now_ns;
+        }
+        if let Station::Curve(queue) = &mut self.stations[device] {
+            let pages = count * nbytes.div_ceil(1 << queue.page_shift);
+            return queue.serve(now_ns * PS_PER_NS, operation, pages, count * nbytes).div_ceil(PS_PER_NS);
+        }
+        let stride = nbytes.next_multiple_of(self.split_bytes[device].max(1));
+        let place = |number: u64| rng::mix(now_ns ^ number << 32) >> 24;
+        let requests: Vec<Request> =
+            (0..count).map(|number| Request { device, operation, offset: place(number) * stride, nbytes }).collect();
+        let handle = self.submit(now_ns, &requests);
+        self.finish(handle)
     }
 
     /// Runs until all requests of the batch have completed; gives that time and frees the handle.
     pub fn finish(&mut self, handle: BatchHandle) -> u64 {
         while self.batches[handle.0 as usize].remaining > 0 {
-            let next = self.next_event();
-            let (at_ns, device) = next.expect("an unfinished batch has an event ahead");
-            self.process(at_ns, device);
+            let (at_ps, device, limit_ps) = self.next_event();
+            debug_assert!(at_ps != u64::MAX, "an unfinished batch has an event ahead");
+            self.process(device, limit_ps);
         }
         self.free_batches.push(handle.0);
-        self.batches[handle.0 as usize].completed_ns
+        self.batches[handle.0 as usize].completed_ps.div_ceil(PS_PER_NS)
     }
 
     /// Nobody will ask for this batch; it is forgotten as it completes.
@@ -343,99 +237,144 @@ impl Schedule {
 
     /// Processes all events up to `now_ns`.
     pub fn advance_to(&mut self, now_ns: u64) {
-        while let Some((at_ns, device)) = self.next_event() {
-            if at_ns > now_ns {
+        let now_ps = now_ns * PS_PER_NS;
+        loop {
+            let (at_ps, device, limit_ps) = self.next_event();
+            if at_ps > now_ps {
                 break;
             }
-            self.process(at_ns, device);
+            self.process(device, limit_ps.min(now_ps));
         }
-        self.processed_ns = self.processed_ns.max(now_ns);
+        self.processed_ps = self.processed_ps.max(now_ps);
     }
 
-    /// Runs until nothing is in flight; gives the time of the last event.
+    /// Runs until nothing is in flight; gives the time of the last event in nanoseconds.
     pub fn drain(&mut self) -> u64 {
-        while let Some((at_ns, device)) = self.next_event() {
-            self.process(at_ns, device);
+        loop {
+            let (at_ps, device, limit_ps) = self.next_event();
+            if at_ps == u64::MAX {
+                return self.processed_ps.div_ceil(PS_PER_NS);
+            }
+            self.process(device, limit_ps);
         }
-        self.processed_ns
     }
 
     /// What a device did so far.
     pub fn snapshot(&self, device: usize) -> DeviceSnapshot {
-        let queue = &self.devices[device];
-        let mut counters = queue.counters;
-        if queue.outstanding > 0 {
-            counters.active_ns += self.processed_ns.saturating_sub(queue.active_since_ns);
-        }
-        DeviceSnapshot {
-            counters,
-            read_latency: queue.read_latency.clone(),
-            write_latency: queue.write_latency.clone(),
+        match &self.stations[device] {
+            Station::Events(queue) => queue.snapshot(self.processed_ps),
+            Station::Curve(queue) => queue.snapshot.clone(),
         }
     }
 
-    fn new_batch(&mut self, remaining: usize) -> u32 {
-        let batch = Batch { remaining, ..Batch::default() };
+    fn new_batch(&mut self) -> u32 {
         if let Some(slot) = self.free_batches.pop() {
-            self.batches[slot as usize] = batch;
+            self.batches[slot as usize] = Batch::default();
             slot
         } else {
-            self.batches.push(batch);
+            self.batches.push(Batch::default());
             self.batches.len() as u32 - 1
         }
     }
 
-    fn enqueue(&mut self, batch: u32, now_ns: u64, requests: &[Request]) {
+    fn enqueue(&mut self, batch: u32, now_ps: u64, requests: &[Request]) {
         // On a wall clock events may have been processed ahead of now to find a due time. The units
         // and links remember when they are free, so a submission "in their past" still queues.
-        self.batches[batch as usize].completed_ns = now_ns;
-        for &request in requests {
-            debug_assert!(request.nbytes > 0, "a request moves bytes");
-            self.devices[request.device].waiting.push_back(InFlight { request, batch, issued_ns: 0 });
+        self.batches[batch as usize].completed_ps = now_ps;
+        let mut accesses = 0;
+        for group in requests.chunk_by(|a, b| (a.device, a.operation) == (b.device, b.operation)) {
+            let Request { device, operation, .. } = group[0];
+            let split_bytes = self.split_bytes[device];
+            match &mut self.stations[device] {
+                Station::Curve(queue) => {
+                    let page = |offset: u64| offset >> queue.page_shift;
+                    let pages = group.iter().map(|r| page(r.offset + r.nbytes - 1) - page(r.offset) + 1).sum();
+                    let end_ps = queue.serve(now_ps, operation, pages, group.iter().map(|r| r.nbytes).sum());
+                    queue.ahead.push_back((end_ps, batch));
+                    accesses += 1;
+                }
+                Station::Events(queue) => {
+                    for request in group {
+                        accesses += submit_split(queue, now_ps, request, split_bytes, batch);
+                    }
+                }
+            }
         }
-        for device in &mut self.devices {
-            device.issue(now_ns);
+        self.batches[batch as usize].remaining = accesses;
+    }
+
+    /// The device with the next event, and how far it can run before another device has one.
+    #[inline]
+    fn next_event(&self) -> (u64, usize, u64) {
+        let (mut at_ps, mut device, mut limit_ps) = (u64::MAX, 0, u64::MAX);
+        for (position, station) in self.stations.iter().enumerate() {
+            let next_ps = station.next_event_ps();
+            if next_ps < at_ps {
+                (at_ps, device, limit_ps) = (next_ps, position, at_ps);
+            } else if next_ps < limit_ps {
+                limit_ps = next_ps;
+            }
+        }
+        (at_ps, device, limit_ps)
+    }
+
+    /// Runs one device up to `limit_ps`, or until a batch completes, which may start another.
+    #[inline]
+    fn process(&mut self, device: usize, limit_ps: u64) {
+        loop {
+            let (at_ps, batch) = match &mut self.stations[device] {
+                Station::Events(queue) => match queue.next_completion(limit_ps) {
+                    None => return,
+                    Some(Completion { tag, completed_ps, .. }) => (completed_ps, tag),
+                },
+                Station::Curve(queue) => match queue.ahead.pop_front() {
+                    None => return,
+                    Some((end_ps, batch)) => (end_ps, batch),
+                },
+            };
+            let entry = &mut self.batches[batch as usize];
+            entry.remaining -= 1;
+            if entry.remaining == 0 {
+                self.processed_ps = self.processed_ps.max(at_ps);
+                self.complete(batch, at_ps);
+                return;
+            }
+            if matches!(self.stations[device], Station::Curve(_)) {
+                return;
+            }
         }
     }
 
-    fn next_event(&self) -> Option<(u64, usize)> {
-        let events = self.devices.iter().enumerate();
-        events.filter_map(|(device, queue)| queue.next_event_ns().map(|at| (at, device))).min()
-    }
-
-    fn process(&mut self, at_ns: u64, device: usize) {
-        self.processed_ns = self.processed_ns.max(at_ns);
-        let Some(completed) = self.devices[device].step(at_ns) else { return };
-        let batch = &mut self.batches[completed as usize];
-        batch.remaining -= 1;
-        if batch.remaining > 0 {
-            return;
-        }
-        batch.completed_ns = at_ns;
-        let followers = std::mem::take(&mut batch.followers);
-        if batch.detached {
-            self.free_batches.push(completed);
+    fn complete(&mut self, batch: u32, at_ps: u64) {
+        let entry = &mut self.batches[batch as usize];
+        entry.completed_ps = at_ps;
+        let followers = std::mem::take(&mut entry.followers);
+        if entry.detached {
+            self.free_batches.push(batch);
         }
         for (follower, requests) in followers {
-            self.enqueue(follower, at_ns, &requests);
             debug_assert!(!requests.is_empty(), "a follower moves bytes");
+            self.enqueue(follower, at_ps, &requests);
         }
     }
 }
 
-/// Time of one batch on a byte-addressable device: `count` accesses of `nbytes_each`, with at most
-/// `queue_depth` in flight (the memory-level parallelism), bounded by latency or by bandwidth.
-///
-/// `latency + max((count - 1) * latency / parallelism, bytes / bandwidth)`, with bytes rounded up to granules.
-pub fn byte_batch_ns(spec: &DeviceSpec, operation: Operation, count: u64, nbytes_each: u64) -> u64 {
-    if count == 0 {
-        return 0;
+/// Submits a request, split into accesses of one page if `split_bytes` is not zero; gives their number.
+fn submit_split(queue: &mut DeviceQueue, now_ps: u64, request: &Request, split_bytes: u64, tag: u32) -> usize {
+    let Request { operation, offset, nbytes, .. } = *request;
+    if split_bytes == 0 {
+        queue.submit(now_ps, Entry { operation, offset, nbytes: nbytes as u32, tag, arrived_ps: AT_ISSUE });
+        return 1;
     }
-    let (latency_ns, bandwidth) = match operation {
-        Operation::Read => (spec.read.latency_ns, spec.read.bandwidth_bytes_per_s),
-        Operation::Write => (spec.write.acknowledge_ns, spec.write.bandwidth_bytes_per_s),
-    };
-    let bytes = count * crate::units::round_up(nbytes_each, spec.granule_bytes);
-    let serial_ns = (count - 1) * latency_ns / u64::from(spec.queue_depth);
-    latency_ns + serial_ns.max(transfer_ns(bytes, bandwidth))
+    let (mut at, end, mut pieces) = (offset, offset + nbytes, 0);
+    while at < end {
+        let next = (at / split_bytes + 1) * split_bytes;
+        queue.submit(
+            now_ps,
+            Entry { operation, offset: at, nbytes: (next.min(end) - at) as u32, tag, arrived_ps: AT_ISSUE },
+        );
+        at = next;
+        pieces += 1;
+    }
+    pieces
 }

@@ -12,6 +12,7 @@ const SIGNIFICANT_DIGITS: u8 = 3;
 pub struct LatencyHistogram {
     inner: Histogram<u64>,
     sum_ns: u128,
+    max_ns: u64,
 }
 
 /// Percentiles of one histogram, in nanoseconds.
@@ -23,13 +24,19 @@ pub struct LatencySummary {
     pub mean_ns: u64,
     /// Median.
     pub p50_ns: u64,
+    /// 90th percentile.
+    pub p90_ns: u64,
     /// 95th percentile.
     pub p95_ns: u64,
     /// 99th percentile.
     pub p99_ns: u64,
     /// 99.9th percentile.
     pub p999_ns: u64,
-    /// Largest value (bucket of).
+    /// 99.99th percentile.
+    pub p9999_ns: u64,
+    /// 99.999th percentile.
+    pub p99999_ns: u64,
+    /// Largest value; exact.
     pub max_ns: u64,
 }
 
@@ -37,7 +44,7 @@ impl Default for LatencyHistogram {
     fn default() -> Self {
         let inner = Histogram::new_with_max(LATENCY_NS_MAX, SIGNIFICANT_DIGITS)
             .expect("the bounds are constants that the library accepts");
-        Self { inner, sum_ns: 0 }
+        Self { inner, sum_ns: 0, max_ns: 0 }
     }
 }
 
@@ -47,6 +54,28 @@ impl LatencyHistogram {
     pub fn record(&mut self, latency_ns: u64) {
         self.inner.saturating_record(latency_ns);
         self.sum_ns += u128::from(latency_ns);
+        self.max_ns = self.max_ns.max(latency_ns);
+    }
+
+    /// Adds one value `count` times.
+    pub fn record_many(&mut self, latency_ns: u64, count: u64) {
+        if count > 0 {
+            self.inner.saturating_record_n(latency_ns, count);
+            self.sum_ns += u128::from(latency_ns) * u128::from(count);
+            self.max_ns = self.max_ns.max(latency_ns);
+        }
+    }
+
+    /// Number of values.
+    pub fn count(&self) -> u64 {
+        self.inner.len()
+    }
+
+    /// Adds all values of another histogram.
+    pub fn merge(&mut self, other: &Self) {
+        self.inner.add(&other.inner).expect("all histograms here have the same bounds");
+        self.sum_ns += other.sum_ns;
+        self.max_ns = self.max_ns.max(other.max_ns);
     }
 
     /// Percentiles of all values so far.
@@ -59,10 +88,13 @@ impl LatencyHistogram {
             count,
             mean_ns: (self.sum_ns / u128::from(count)) as u64,
             p50_ns: self.inner.value_at_quantile(0.5),
+            p90_ns: self.inner.value_at_quantile(0.9),
             p95_ns: self.inner.value_at_quantile(0.95),
             p99_ns: self.inner.value_at_quantile(0.99),
             p999_ns: self.inner.value_at_quantile(0.999),
-            max_ns: self.inner.max(),
+            p9999_ns: self.inner.value_at_quantile(0.9999),
+            p99999_ns: self.inner.value_at_quantile(0.99999),
+            max_ns: self.max_ns,
         }
     }
 

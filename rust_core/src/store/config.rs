@@ -3,7 +3,7 @@
 use serde::Deserialize;
 
 use crate::backend::BackendConfig;
-use crate::device::DeviceSpec;
+use crate::device::{DeviceSpec, FaultSpec};
 use crate::embedding::{OptimizerConfig, TableConfig};
 use crate::error::{Error, ErrorKind, Result};
 
@@ -29,6 +29,9 @@ pub struct TierConfig {
     pub backend: BackendConfig,
     /// Its cache; `None` for the home tier.
     pub cache: Option<Budget>,
+    /// Injected faults; the fastest tier has none.
+    #[serde(default)]
+    pub faults: FaultSpec,
 }
 
 /// Which clock.

@@ -22,7 +22,7 @@ pub use update::Pooled;
 
 use crate::backend::AlignedBuffer;
 use crate::clock::Clock;
-use crate::device::{DeviceSnapshot, Schedule};
+use crate::device::Schedule;
 use crate::embedding::{TableConfig, initialise_row};
 use crate::error::{Error, ErrorKind, Result};
 use crate::tier::{BitSet, BlockTiers, JobHandle, RowPool, Worker};
@@ -71,8 +71,8 @@ struct State {
     arrivals: Vec<ticket::Arrived>,
     /// How punctual deliveries were on a wall clock.
     lateness: crate::device::Lateness,
-    /// Traffic of the fastest tier.
-    memory_traffic: DeviceSnapshot,
+    /// The fastest tier's device; its batches run one at a time, on the calling thread.
+    memory: Schedule,
     /// Why the store can no longer be used.
     poisoned: Option<Error>,
     closed: bool,

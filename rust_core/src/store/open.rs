@@ -7,7 +7,7 @@ use super::{Budget, ClockMode, Place, ResidentTable, State, Store, StoreConfig, 
 use crate::backend::{AlignedBuffer, Backend, Engine, open_backend, physical_memory_bytes};
 use crate::cache::METADATA_BYTES_PER_ROW_MAX;
 use crate::clock::Clock;
-use crate::device::{DeviceKind, DeviceSnapshot, Schedule};
+use crate::device::{DeviceKind, Schedule, TimedDevice};
 use crate::error::{Error, ErrorKind, Result};
 use crate::tier::{BitSet, BlockCache, BlockTiers, RowPool, TableLayout, TableShape, Worker};
 use crate::units::checked_bytes;
@@ -37,8 +37,12 @@ impl Store {
             shape.check(position)?;
         }
         let clock = Arc::new(if config.clock == ClockMode::Virtual { Clock::new_virtual() } else { Clock::new_wall() });
-        let timed =
-            config.tiers[1..].iter().map(|tier| (tier.device.clone(), tier.device.queue_depth as usize)).collect();
+        let timed = |(position, tier): (usize, &TierConfig)| TimedDevice {
+            storms: tier.faults.storms(position as u64),
+            ..TimedDevice::new(tier.device.clone())
+        };
+        let memory_device = Schedule::new(vec![timed((0, &config.tiers[0]))], config.seed);
+        let timed = config.tiers.iter().enumerate().skip(1).map(timed).collect();
         let schedule = Arc::new(Mutex::new(Schedule::new(timed, config.seed)));
 
         let mut memory = MemoryReport { limit_bytes: config.memory_limit_bytes, ..MemoryReport::default() };
@@ -61,7 +65,8 @@ impl Store {
                     .with_context("needed_bytes", nbytes)
                     .with_context("capacity_bytes", tier.device.capacity_bytes));
                 }
-                backends.push(wrap(position, open_backend(&tier.backend, nbytes).map_err(place)?));
+                let backend = open_backend(&tier.backend, nbytes).map_err(place)?;
+                backends.push(wrap(position, tier.faults.over(position as u64 + 1, backend)));
             }
             Worker::start(backends, Arc::clone(&clock), Arc::clone(&schedule))
         });
@@ -89,7 +94,7 @@ impl Store {
             arrivals: Vec::new(),
             lateness: crate::device::Lateness::default(),
             counters,
-            memory_traffic: DeviceSnapshot::default(),
+            memory: memory_device,
             poisoned: None,
             closed: false,
         };
@@ -116,10 +121,10 @@ fn check(config: &StoreConfig) -> Result<()> {
     if fastest.device.kind != DeviceKind::Byte {
         return fail("the fastest tier must be byte-addressable; put a memory before the block devices");
     }
+    if !fastest.faults.is_off() {
+        return fail("the fastest tier is ordinary memory and has no injected faults; give them to a tier below");
+    }
     for (position, tier) in slower.iter().enumerate() {
-        if tier.device.kind != DeviceKind::Block {
-            return fail("a tier below the fastest must be a block device");
-        }
         if tier.backend.engine == Engine::Phantom {
             return fail(
                 "a store cannot keep rows on a phantom backend, which has no bytes; use ram, file or io_uring",
@@ -136,6 +141,7 @@ fn check(config: &StoreConfig) -> Result<()> {
     }
     for tier in &config.tiers {
         tier.device.validate().map_err(|error| error.with_context("tier", &tier.name))?;
+        tier.faults.validate().map_err(|error| error.with_context("tier", &tier.name))?;
         if let Some(Budget::Fraction(share)) = tier.cache
             && !(0.0..=1.0).contains(&share)
         {

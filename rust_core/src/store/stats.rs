@@ -134,15 +134,21 @@ impl Store {
         // Rows that come into being are found nowhere and cost no device read.
         let mut probed = counters.unique_rows - counters.initialised;
         let mut tiers = Vec::new();
+        let in_memory = self.memory.resident_bytes + self.memory.cached_bytes + self.memory.staging_bytes;
         let mut schedule = self.schedule();
         if self.clock.is_virtual() {
             schedule.advance_to(now_ns);
         }
         for (position, config) in self.config.tiers.iter().enumerate() {
             let hits = counters.tier_hits[position];
-            let (info, snapshot, held) = if position == 0 {
+            let (info, snapshot, held, occupied) = if position == 0 {
                 let info = BackendInfo { engine: "ram", direct: false, fallback_reason: String::new() };
-                (info, state.memory_traffic.clone(), state.pools.iter().map(|pool| pool.slots.listed() as u64).sum())
+                (
+                    info,
+                    state.memory.snapshot(0),
+                    state.pools.iter().map(|pool| pool.slots.listed() as u64).sum(),
+                    in_memory,
+                )
             } else {
                 let worker = self.worker.as_ref().expect("a store with block tiers has a worker");
                 let middle = state.block_tiers.as_ref().and_then(|tiers| tiers.middle.get(position - 1));
@@ -150,6 +156,7 @@ impl Store {
                     worker.backends()[position - 1].info(),
                     schedule.snapshot(position - 1),
                     middle.map_or(0, |cache| cache.len() as u64),
+                    worker.backends()[position - 1].len_bytes(),
                 )
             };
             tiers.push(TierStats {
@@ -158,7 +165,7 @@ impl Store {
                 probed_rows: probed,
                 hit_rows: hits,
                 asked_bytes: counters.asked_bytes[position],
-                device: DeviceStats::new(&config.device, info, snapshot, now_ns),
+                device: DeviceStats::new(&config.device, info, snapshot, now_ns, occupied),
             });
             probed = probed.saturating_sub(hits);
         }

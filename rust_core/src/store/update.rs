@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::ticket::{LookupPlan, TicketId};
 use super::{Place, State, Store};
-use crate::device::{Operation, byte_batch_ns, count_byte_batch};
+use crate::device::Operation;
 use crate::embedding::{Contribution, Pooling, coalesce_and_update, gradient_of_sample_weights, pool_rows};
 use crate::error::{Error, ErrorKind, Result};
 
@@ -234,10 +234,10 @@ impl State {
     /// Accounts for row accesses to the fastest tier: in virtual time they take as long as the
     /// device model says; on a wall clock they took the time that they took.
     fn charge(&mut self, store: &Store, operation: Operation, rows: usize, row_bytes: usize) {
-        let spec = &store.config.tiers[0].device;
         let (rows, row_bytes) = (rows as u64, row_bytes as u64);
-        let duration_ns = byte_batch_ns(spec, operation, rows, row_bytes);
-        count_byte_batch(&mut self.memory_traffic, spec, operation, rows, row_bytes, duration_ns);
+        let now_ns = store.clock.now_ns();
+        let end_ns = self.memory.run_scattered(0, now_ns, operation, rows, row_bytes);
+        let duration_ns = end_ns.saturating_sub(now_ns);
         self.counters.asked_bytes[0] += rows * row_bytes;
         store.clock.advance(duration_ns);
     }

@@ -2,7 +2,7 @@
 #![expect(unreachable_pub, reason = "each test binary compiles its own copy of this module")]
 
 use tiermem_core::backend::BackendConfig;
-use tiermem_core::device::DeviceSpec;
+use tiermem_core::device::{DeviceSpec, FaultSpec};
 use tiermem_core::embedding::{Initialisation, OptimizerConfig, TableConfig};
 use tiermem_core::store::{Budget, ClockMode, StoreConfig, TierConfig};
 
@@ -13,7 +13,7 @@ pub const SEED: u64 = 11;
 pub fn tier(name: &str, device: &str, cache: Option<Budget>) -> TierConfig {
     let path = format!("{}/../emulator_configs/devices/{device}.toml", env!("CARGO_MANIFEST_DIR"));
     let device = DeviceSpec::from_toml(&std::fs::read_to_string(path).unwrap()).unwrap();
-    TierConfig { name: name.into(), device, backend: BackendConfig::ram(), cache }
+    TierConfig { name: name.into(), device, backend: BackendConfig::ram(), cache, faults: FaultSpec::default() }
 }
 
 /// A store of tables `(rows, dim)` on a virtual clock.
