@@ -23,6 +23,7 @@ __all__ = [
     "error_classes",
     "free_bytes",
     "io_uring_refusal",
+    "run_workload",
 ]
 
 _Bytes = npt.NDArray[np.uint8]
@@ -45,6 +46,9 @@ def free_bytes(directory: str | PathLike[str]) -> int:
 def check_device(spec_json: str) -> None:
     """Raises `ConfigError` if the core does not accept a device specification."""
 
+def run_workload(spec_json: str, workload_json: str, *, wall: bool) -> str:
+    """Runs a load on the model of a device, in virtual time or in real time; one point as JSON."""
+
 @final
 class Gate:
     """A closed gate in front of the backends of a store, for tests of blocking calls."""
@@ -64,11 +68,8 @@ class Device:
         cls,
         spec_json: str,
         *,
-        backend_json: str,
-        capacity_bytes: int,
+        config_json: str,
         wall: bool,
-        queue_depth: int | None,
-        seed: int,
     ) -> Device: ...
     @property
     def capacity_bytes(self) -> int:
@@ -88,7 +89,7 @@ class Device:
         """Writes `nbytes` at each offset (int64); gives the nanoseconds until the last was acknowledged."""
 
     def stats_json(self) -> str:
-        """Counters, latencies, utilisation, energy and lateness."""
+        """Counters, latencies, utilisation, wear, energy, cost, lateness and debt."""
 
     def read_latency_cdf(self) -> list[tuple[int, float]]:
         """Points (latency in ns, share of reads at or below)."""

@@ -4,7 +4,15 @@ import dataclasses
 import json
 from typing import Any, Self
 
-__all__ = ["DeviceStats", "LatencyStats", "LatenessStats", "MemoryStats", "StoreStats", "TierStats"]
+__all__ = [
+    "DebtStats",
+    "DeviceStats",
+    "LatencyStats",
+    "LatenessStats",
+    "MemoryStats",
+    "StoreStats",
+    "TierStats",
+]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -14,9 +22,12 @@ class LatencyStats:
     count: int
     mean_ns: int
     p50_ns: int
+    p90_ns: int
     p95_ns: int
     p99_ns: int
     p999_ns: int
+    p9999_ns: int
+    p99999_ns: int
     max_ns: int
 
     @property
@@ -48,8 +59,27 @@ class LatenessStats:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class DebtStats:
+    """Time by which a host was slower than a byte-addressable device on a wall clock; zero otherwise."""
+
+    outstanding_ns: int
+    """Not made up for by later waits."""
+    incurred_ns: int
+    """All of it."""
+    modelled_ns: int
+    """Time of all batches by the model."""
+    share: float
+    """Outstanding debt as a share of the modelled time."""
+    valid: bool
+    """Whether that is at most 1 %."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class DeviceStats:
-    """One device. Bytes are those moved over the link, and those touched on the medium."""
+    """One device. Bytes are those moved over the link, and those touched on the medium.
+
+    An access of one page of a byte-addressable device counts as a read or a write.
+    """
 
     name: str
     engine: str
@@ -66,7 +96,19 @@ class DeviceStats:
     read_latency: LatencyStats
     write_latency: LatencyStats
     utilisation: float
+    """Share of the elapsed time for which the busiest stage was busy."""
+    busiest_stage: str
+    write_amplification: float
+    """Bytes on the medium per byte written; 0 without writes."""
+    endurance_share: float
+    """Share of the device's endurance that the run used up."""
+    lifetime_years: float | None
+    """How long the device would last at this rate; `None` without writes or without a limit."""
     energy_joules: float
+    nanojoules_per_operation: float
+    """Energy above idle, per operation."""
+    cost_dollars: float
+    """Price of the bytes that the run occupies."""
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:

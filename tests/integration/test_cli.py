@@ -1,5 +1,6 @@
 """The command line from end to end: output, exit codes, and what is left behind."""
 
+import csv
 import json
 import re
 import subprocess
@@ -12,6 +13,12 @@ from tiermem.cli.main import main
 
 SMALL = [
     "--set", "data.samples_max=3000", "--set", "data.rows_per_table=2000", "--set", "train.batch_size=256",
+]  # fmt: skip
+
+
+FIT = [
+    "device", "fit", "--name", "x", "--out", "x.toml", "--read-latency-us", "77.9",
+    "--max-read-iops", "460000", "--read-bandwidth", "2.8e9",
 ]  # fmt: skip
 
 
@@ -100,13 +107,96 @@ def test_wall_clock_runs_train_the_same_bits(tmp_path: Path, capsys: pytest.Capt
     assert quality[0] == quality[1]
 
 
-def test_device_verbs(capsys: pytest.CaptureFixture[str]) -> None:
+def test_device_list_and_show(capsys: pytest.CaptureFixture[str]) -> None:
     assert "nand-p3700" in _json(capsys, "device", "list")["devices"]
-    assert _json(capsys, "device", "show", "nand-p3700")["units"] == 42
-    found = _json(capsys, "device", "bench", "nand-p3700", "--queue-depth", "1,16", "--requests", "20000")
-    latencies = [point["latency"]["mean_ns"] for point in found["points"]]
+    found = _json(capsys, "device", "show", "nand-p3700")
+    assert found["units"] == 42
+    reads = found["predictions"][0]
+    # 460,000 IOPS are rated, 683,594 fit through 2.8 GB/s, and 42 units of 73.6 us give 571,000.
+    assert reads["binding_stage"] == "controller"
+    assert reads["iops_max"] == pytest.approx(460_000, rel=0.01)
+    assert reads["ceilings_iops"]["link"] == pytest.approx(2.8e9 / 4096)
+    assert reads["saturation_queue_depth"] == 128
+    assert main(["device", "show", "pmem-100"]) == 0
+    text = capsys.readouterr().out
+    assert "assumed" in text
+    assert "What the model predicts" in text
+
+
+POINT_KEYS = (
+    "queue_depth", "iops", "bytes_per_s", "mean_us", "p50_us", "p90_us", "p99_us", "p999_us", "p9999_us",
+    "max_us", "late_fraction", "utilisation",
+)  # fmt: skip
+
+
+def test_device_bench_in_closed_loop(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base = [
+        "device",
+        "bench",
+        "nand-p3700",
+        "--clock",
+        "virtual",
+        "--op",
+        "randread",
+        "--block-bytes",
+        "4096",
+    ]
+    base += ["--queue-depth", "1,16", "--ops", "50000", "--seed", "3"]
+    picture, values = tmp_path / "curve.svg", tmp_path / "points.csv"
+    assert main([*base, "--plot", str(picture), "--csv", str(values), "--json", "-"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    for point in found["points"]:
+        assert set(POINT_KEYS) <= set(point)
+        assert point["iops_times_mean_latency"] == pytest.approx(point["queue_depth"], rel=0.01)
+        assert point["late_fraction"] == 0
     # The published points: 77.9 us at queue depth 1, 93.9 us at 16.
-    assert latencies == pytest.approx([77_900, 93_900], rel=0.02)
+    assert [point["mean_us"] for point in found["points"]] == pytest.approx([77.9, 93.9], rel=0.02)
+    assert picture.read_text().startswith("<svg")
+    rows = list(csv.DictReader(values.read_text().splitlines()))
+    assert [float(row["iops"]) for row in rows] == [point["iops"] for point in found["points"]]
+    file = tmp_path / "points.json"
+    assert main([*base, "--json", str(file)]) == 0
+    assert json.loads(file.read_text()) == found
+    assert found["results_digest"] in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("operation", ["randread", "randwrite", "randrw", "seqread", "seqwrite"])
+def test_device_bench_of_every_operation(operation: str, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["device", "bench", "znand-sz985", "--op", operation, "--queue-depth", "8", "--ops", "20000"]
+    (point,) = _json(capsys, *arguments)["points"]
+    share = point["reads"] / (point["reads"] + point["writes"])
+    expected = {"randread": 1.0, "seqread": 1.0, "randrw": 0.5}.get(operation, 0.0)
+    assert share == pytest.approx(expected, abs=0.02)
+
+
+def test_device_bench_in_open_loop_and_on_the_wall(capsys: pytest.CaptureFixture[str]) -> None:
+    base = ["device", "bench", "nand-p3700", "--ops", "5000"]
+    light, heavy = _json(capsys, *base, "--rate-iops", "1000,900000")["points"]
+    assert light["iops"] == pytest.approx(1000, rel=0.05)
+    assert not light["saturated"]
+    assert heavy["saturated"]
+    (point,) = _json(
+        capsys, *base, "--clock", "wall", "--queue-depth", "2", "--ops", "300", "--span", "16MiB"
+    )["points"]
+    # Nothing is delivered before it is due, so a wall-clock run is never faster than the model.
+    assert point["mean_us"] > 77.9 * 0.99
+    assert 0 <= point["late_fraction"] <= 1
+
+
+def test_device_fit_from_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "drive.toml"
+    found = _json(
+        capsys, "device", "fit", "--name", "drive", "--read-latency-us", "77.9", "--max-read-iops", "460000",
+        "--read-bandwidth", "2.8e9", "--loaded", "16:93.9", "--write-latency-us", "30",
+        "--max-write-iops", "90000", "--write-bandwidth", "1.9e9", "--block-bytes", "4096", "--out", str(out),
+    )  # fmt: skip
+    assert all(abs(point["error"]) < 0.03 for point in found["residuals"]), found
+    assert {point["given_as"].split()[0] for point in found["residuals"]} == {
+        "--read-latency-us", "--max-read-iops", "--read-bandwidth", "--loaded", "--write-latency-us",
+        "--max-write-iops", "--write-bandwidth",
+    }  # fmt: skip
+    (point,) = _json(capsys, "device", "bench", str(out), "--queue-depth", "16")["points"]
+    assert point["mean_us"] == pytest.approx(93.9, rel=0.02)
 
 
 def test_doctor_and_data_list(capsys: pytest.CaptureFixture[str]) -> None:
@@ -137,9 +227,37 @@ def test_doctor_and_data_list(capsys: pytest.CaptureFixture[str]) -> None:
         (["data", "fetch", "ml-1m"], 2, '"ml-1m" is not a data set'),
         (["data", "fetch", "ml-100k", "--from", "/nothing"], 2, "there is no /nothing"),
         (["device", "show", "nand-p370"], 2, 'did you mean "nand-p3700"?'),
-        (["device", "bench", "nand-p3700", "--queue-depth", "x"], 2, "is not a list of integers"),
-        (["device", "bench", "nand-p3700", "--capacity", "2TB"], 1, "exceeds that of the device"),
-        (["device", "bench", "nand-p3700", "--directory", "/proc/nothing"], 1, "directory=/proc/nothing"),
+        (["device", "bench", "nand-p3700", "--queue-depth", "x"], 2, "is not a list of numbers"),
+        (["device", "bench", "nand-p3700", "--queue-depth", "0"], 2, "takes numbers above zero"),
+        (["device", "bench", "nand-p3700", "--queue-depth", "9999999"], 2, "the queue depth lies between"),
+        (["device", "bench", "nand-p3700", "--rate-iops", "nan"], 2, "the rate lies between"),
+        (["device", "bench", "nand-p3700", "--read-percent", "5"], 2, "goes with randrw, not with randread"),
+        (
+            ["device", "bench", "nand-p3700", "--op", "randrw", "--read-percent", "101"],
+            2,
+            "between 0 and 100",
+        ),
+        (["device", "bench", "nand-p3700", "--block-bytes", "2TB"], 2, "the block size lies between"),
+        (["device", "bench", "nand-p3700", "--span", "1KiB"], 2, "must fit in the span"),
+        (["device", "bench", "nand-p3700", "--ops", "0"], 2, "must be at least 1"),
+        (["device", "bench", "dram-ddr4-2933", "--clock", "wall"], 2, "cannot be imitated access by access"),
+        (
+            ["device", "bench", "nand-p3700", "--ops", "9", "--csv", "/proc/nothing/x.csv"],
+            1,
+            "cannot write /proc/nothing/x.csv",
+        ),
+        (["device", "fit", "--name", "x", "--out", "x.toml"], 2, "give --read-latency-us, --max-read-iops"),
+        (["device", "fit", "--name", "x", "--out", "x"], 2, "must end in .toml"),
+        ([*FIT, "--loaded", "16"], 2, '--loaded "16" is not QD:US'),
+        ([*FIT, "--loaded", "16:40"], 2, "the model cannot reproduce --loaded 16:40"),
+        ([*FIT, "--read-latency-us", "1"], 2, "leaves no time for the medium"),
+        ([*FIT, "--read-bandwidth", "1e8"], 2, "the model cannot reproduce"),
+        ([*FIT, "--fio-json", "x"], 2, "leave the other numbers out"),
+        (
+            ["device", "fit", "--name", "x", "--out", "x.toml", "--fio-json", "/nothing"],
+            2,
+            "cannot read /nothing",
+        ),
         (["report", "/nothing"], 1, "is it a run directory?"),
         (["demo", "--split", "/nothing.npz", "--out", "OUT"], 2, "cannot read /nothing.npz"),
     ],
@@ -152,7 +270,6 @@ def test_wrong_use_ends_in_one_sentence(  # noqa: PLR0917 (pytest passes fixture
     monkeypatch.chdir(tmp_path)
     assert main([*arguments, "--quiet"]) == code
     captured = capsys.readouterr()
-    assert captured.out == ""
     assert captured.err.startswith("tiermem: error: ")
     assert message in captured.err
     assert captured.err.count("\n") == 1

@@ -8,6 +8,7 @@ import pytest
 import tiermem as tm
 import torch
 from hypothesis import HealthCheck, given, settings
+from tiermem.config import available
 from tiermem.embedding.reference import ReferenceTable
 
 ROWS = 300
@@ -40,7 +41,7 @@ def trainings(draw: st.DrawFn) -> dict[str, Any]:
         "mode": draw(st.sampled_from(["sum", "mean"])),
         "weighted": draw(st.booleans()),
         "fused": draw(st.booleans()),
-        "hierarchy": draw(st.sampled_from(["dram-nand", "dram-optane-nand"])),
+        "hierarchy": draw(st.sampled_from([name for name in available("hierarchies") if name != "dram"])),
         "cache": draw(st.one_of(st.floats(0, 0.2), st.just("256B"))),
         "middle": draw(st.sampled_from(["4KiB", "8KiB"])),
         "distance": draw(st.integers(0, 2)),
@@ -114,9 +115,10 @@ def _bits(arrays: list[np.ndarray]) -> list[bytes]:
 @given(case=trainings())
 def test_tiers_do_not_change_a_bit(case: dict[str, Any]) -> None:
     in_dram, _, references = _train(case, tm.Hierarchy.load("dram"), 0)
-    budgets = {"dram": case["cache"]}
-    if case["hierarchy"] == "dram-optane-nand":
-        budgets["optane"] = case["middle"]
+    fastest, *middle = [tier.name for tier in tm.Hierarchy.load(case["hierarchy"]).tiers[:-1]]
+    # Block caches of one or two blocks, the slower the larger, so that each tier evicts into the next.
+    sizes = [case["middle"]] if len(middle) == 1 else ["4KiB", "8KiB"]
+    budgets = {fastest: case["cache"], **dict(zip(middle, sizes, strict=False))}
     tiered, stats, _ = _train(case, tm.Hierarchy.load(case["hierarchy"], budgets=budgets), case["distance"])
     assert _bits(in_dram) == _bits(tiered)
     assert stats.open_tickets == 0

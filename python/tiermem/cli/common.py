@@ -28,8 +28,10 @@ def add_output_options(parser: argparse.ArgumentParser) -> None:
     """`--json` and `--quiet`."""
     parser.add_argument(
         "--json",
-        action="store_true",
-        help="print one JSON object, and nothing else, on standard output",
+        nargs="?",
+        const="-",
+        metavar="FILE",
+        help="write one JSON object to FILE; without FILE or with -, to standard output and nothing else",
     )
     parser.add_argument("--quiet", action="store_true", help="no progress")
 
@@ -38,7 +40,8 @@ class Output:
     """Where text goes: tables and lines to people, one JSON object to programs."""
 
     def __init__(self, options: argparse.Namespace) -> None:
-        self.json = bool(options.json)
+        self.json = options.json == "-"
+        self.json_path = None if options.json in (None, "-") else Path(options.json)
         self.quiet = bool(options.quiet)
         self.console = Console(stderr=self.json, highlight=False, soft_wrap=True)
         if not self.console.is_terminal:
@@ -54,13 +57,20 @@ class Output:
         if not self.json:
             self.console.print(text, markup=False)
 
-    def table(self, table: Table) -> None:
-        """A table, as wide as it needs to be where nobody looks at a terminal."""
+    def table(self, table: Table, *, wrap_last: bool = False) -> None:
+        """A table, as wide as it needs to be where nobody looks at a terminal.
+
+        Args:
+            table: what to show.
+            wrap_last: the last column is prose, and may take several lines.
+        """
         if self.json:
             return
         shown = RichTable(title=table.title, title_justify="left", title_style="bold", show_edge=False)
+        last = len(table.heads) - 1
         for number, head in enumerate(table.heads):
-            shown.add_column(head, justify="left" if number == 0 else "right", no_wrap=True)
+            prose = wrap_last and number == last
+            shown.add_column(head, justify="left" if number == 0 or prose else "right", no_wrap=not prose)
         for row in table.rows:
             shown.add_row(*row)
         self.console.print(shown)
@@ -70,6 +80,8 @@ class Output:
         """The one JSON object, if asked for."""
         if self.json:
             print(json.dumps(value, indent=2))
+        if self.json_path is not None:
+            write_text(self.json_path, json.dumps(value, indent=2) + "\n")
 
     def progress(self, name: str) -> "StepProgress":
         """Progress of one run: a bar on a terminal, a plain line now and then elsewhere."""

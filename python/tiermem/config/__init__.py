@@ -1,7 +1,7 @@
 """Typed, frozen, validated configuration. Imports neither torch nor the extension."""
 
 from tiermem.config.base import Config, load_toml, merge_overrides
-from tiermem.config.device import DeviceSpec
+from tiermem.config.device import DeviceSpec, DeviceState, Operation, PublishedPoint
 from tiermem.config.experiment import (
     ComputeConfig,
     CriteoData,
@@ -13,22 +13,28 @@ from tiermem.config.experiment import (
     TraceData,
     TrainConfig,
 )
-from tiermem.config.hierarchy import BackendConfig, Hierarchy, TierConfig
+from tiermem.config.fault import FaultConfig
+from tiermem.config.hierarchy import BackendConfig, ClockMode, Hierarchy, TierConfig
 from tiermem.config.names import available, resolve
 from tiermem.config.optimizer import SGD, OptimizerConfig, RowWiseAdagrad
 
 __all__ = [
     "SGD",
     "BackendConfig",
+    "ClockMode",
     "ComputeConfig",
     "Config",
     "CriteoData",
     "DeviceSpec",
+    "DeviceState",
     "Experiment",
+    "FaultConfig",
     "Hierarchy",
     "Ml100kData",
     "ModelConfig",
+    "Operation",
     "OptimizerConfig",
+    "PublishedPoint",
     "RecboleData",
     "RowWiseAdagrad",
     "SyntheticData",

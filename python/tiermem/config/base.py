@@ -87,7 +87,9 @@ def _walk(model: type[BaseModel], places: Sequence[int | str]) -> tuple[list[str
 
 
 def _readable(error: ValidationError, model: type[BaseModel], where: str) -> ConfigError:
-    problem = error.errors(include_url=False)[0]
+    problems = error.errors(include_url=False)
+    # A misspelt key is both unknown and missing; what was written helps more than what was not.
+    problem = next((each for each in problems if each["type"] == "extra_forbidden"), problems[0])
     places = problem["loc"]
     inner = problem.get("ctx", {}).get("error")
     if isinstance(inner, _PlacedError):

@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from tiermem.config.base import ByteCount, Config, load_toml
-from tiermem.config.device import DeviceSpec
+from tiermem.config.device import DeviceSpec, DeviceState
+from tiermem.config.fault import FaultConfig
 from tiermem.config.names import resolve
 from tiermem.errors import ConfigError
 from tiermem.units import parse_bytes
@@ -65,12 +66,15 @@ class TierConfig(Config):
     """Where its bytes are; the fastest tier is always in memory."""
     queue_depth: int | None = Field(default=None, gt=0)
     """Requests outstanding at most; `None`: as the device file says."""
+    state: DeviceState | None = None
+    """Whether the device was written before the run; `None`: as the device file says."""
+    faults: FaultConfig = FaultConfig()
+    """Injected faults; not for the fastest tier."""
 
     def effective_device(self) -> DeviceSpec:
-        """The device with the tier's own queue depth."""
-        if self.queue_depth is None:
-            return self.device
-        return self.device.replace(queue_depth=self.queue_depth)
+        """The device with the tier's own queue depth and state."""
+        changes = {"queue_depth": self.queue_depth, "state": self.state}
+        return self.device.replace(**{key: value for key, value in changes.items() if value is not None})
 
 
 class Hierarchy(Config):
@@ -167,9 +171,10 @@ class Hierarchy(Config):
         return [
             {
                 "name": tier.name,
-                "device": tier.effective_device().model_dump(mode="json"),
+                "device": tier.effective_device().model_dump(mode="json", exclude={"published"}),
                 "backend": tier.backend.model_dump(mode="json"),
                 "cache": _core_budget(tier.cache),
+                "faults": tier.faults.model_dump(mode="json"),
             }
             for tier in self.tiers
         ]

@@ -8,10 +8,9 @@ import numpy as np
 import numpy.typing as npt
 
 from tiermem import _core
-from tiermem.config import BackendConfig, DeviceSpec
-from tiermem.config.hierarchy import ClockMode
+from tiermem.config import BackendConfig, ClockMode, DeviceSpec, DeviceState, FaultConfig
 from tiermem.errors import ConfigError, InputError
-from tiermem.stats import DeviceStats, LatenessStats
+from tiermem.stats import DebtStats, DeviceStats, LatenessStats
 from tiermem.units import parse_bytes
 
 __all__ = ["Device", "open_device"]
@@ -75,14 +74,17 @@ class Device:
         self._core.write_batch(places.view(np.uint8), data.shape[1], np.ascontiguousarray(data).reshape(-1))
 
     def stats(self) -> DeviceStats:
-        """Counters, latencies by the model, utilisation, energy."""
+        """Counters, latencies by the model, utilisation, wear, energy, cost."""
         values = json.loads(self._core.stats_json())
-        values.pop("lateness")
-        return DeviceStats.from_dict(values)
+        return DeviceStats.from_dict({k: v for k, v in values.items() if k not in ("lateness", "debt")})
 
     def lateness(self) -> LatenessStats:
         """How punctual the device was on a wall clock."""
         return LatenessStats.from_dict(json.loads(self._core.stats_json())["lateness"])
+
+    def debt(self) -> DebtStats:
+        """By how much this host was slower than a byte-addressable device on a wall clock."""
+        return DebtStats(**json.loads(self._core.stats_json())["debt"])
 
     def read_latency_cdf(self) -> list[tuple[int, float]]:
         """Points (latency in ns, share of reads at or below)."""
@@ -109,6 +111,8 @@ def open_device(
     clock: ClockMode = "virtual",
     backend: BackendConfig | None = None,
     queue_depth: int | None = None,
+    state: DeviceState | None = None,
+    faults: FaultConfig | None = None,
     seed: int = 1,
 ) -> Device:
     """Opens an emulated device.
@@ -119,10 +123,13 @@ def open_device(
         clock: `virtual` computes time, `wall` waits.
         backend: where the bytes are; default: memory.
         queue_depth: requests outstanding at most; default: as the specification says.
+        state: `fresh` or `steady`: what was written before; default: as the specification says.
+        faults: faults to inject; default: none.
         seed: seed of the latency draws.
 
     Raises:
-        ConfigError: for an unknown name or a value that is not allowed.
+        ConfigError: for an unknown name or a value that is not allowed, or on a wall clock for a
+            byte-addressable device that is faster than this host.
         CapacityError: if the real device is smaller.
         DeviceError: if the backend cannot be opened.
 
@@ -140,12 +147,14 @@ def open_device(
     if queue_depth is not None and not 1 <= queue_depth < 2**32:
         raise ConfigError(f"queue_depth must be at least 1 and below 2^32, got {queue_depth}")
     spec = device if isinstance(device, DeviceSpec) else DeviceSpec.load(device)
-    core = _core.Device(
-        spec.to_json(),
-        backend_json=(backend or BackendConfig()).model_dump_json(),
-        capacity_bytes=capacity_bytes,
-        wall=clock == "wall",
-        queue_depth=queue_depth,
-        seed=seed,
-    )
+    if state is not None:
+        spec = spec.replace(state=state)
+    config = {
+        "backend": (backend or BackendConfig()).model_dump(mode="json"),
+        "capacity_bytes": capacity_bytes,
+        "queue_depth": queue_depth,
+        "seed": seed,
+        "faults": (faults or FaultConfig()).model_dump(mode="json"),
+    }
+    core = _core.Device(spec.to_json(), config_json=json.dumps(config), wall=clock == "wall")
     return Device(spec, core)

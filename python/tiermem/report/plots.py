@@ -1,21 +1,14 @@
 """Plots of a record as SVG text. Lines take the page's text colour, so they work in light and dark."""
 
-import io
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from tiermem.errors import ConfigError
+from tiermem.report.style import COLOURS, INK, label_axes, new_figure, svg_text
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 __all__ = ["figures"]
-
-# Colours that differ for readers with colour blindness (Okabe and Ito), and show on light and dark.
-_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9")
-# Stands for the text colour until the SVG is done; no other element has this colour.
-_INK = "#010203"
 
 
 def figures(record: Mapping[str, Any], *, ink: str = "currentColor") -> dict[str, str]:
@@ -38,53 +31,15 @@ def figures(record: Mapping[str, Any], *, ink: str = "currentColor") -> dict[str
     for title, plot in plots.items():
         figure = plot(record)
         if figure is not None:
-            found[title] = _svg(figure, ink)
+            found[title] = svg_text(figure, ink)
     return found
-
-
-def _new(columns: int = 1) -> "tuple[Figure, list[Axes]]":
-    try:
-        import matplotlib as mpl  # noqa: PLC0415 (an optional dependency)
-        from matplotlib.figure import Figure as NewFigure  # noqa: PLC0415
-    except ModuleNotFoundError:
-        raise ConfigError("plots need matplotlib: pip install 'tiermem[report]'") from None
-    mpl.rcParams["svg.fonttype"] = "none"
-    mpl.rcParams["svg.hashsalt"] = "tiermem"
-    figure = NewFigure(figsize=(8.6, 3.4), layout="constrained")
-    figure.patch.set_alpha(0)
-    made = list(figure.subplots(1, columns, squeeze=False)[0])
-    for axes in made:
-        axes.patch.set_alpha(0)
-        axes.set_prop_cycle(color=_COLOURS)
-        axes.tick_params(colors=_INK)
-        for side in ("left", "bottom"):
-            axes.spines[side].set_color(_INK)
-        for side in ("right", "top"):
-            axes.spines[side].set_visible(False)
-        axes.grid(visible=True, color=_INK, alpha=0.12)
-    return figure, made
-
-
-def _labels(axes: "Axes", x: str, y: str, *, outside: bool = True) -> None:
-    axes.set_xlabel(x, color=_INK)
-    axes.set_ylabel(y, color=_INK)
-    if axes.get_legend_handles_labels()[0]:
-        place = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)} if outside else {}
-        axes.legend(frameon=False, labelcolor=_INK, fontsize="small", **place)
-
-
-def _svg(figure: "Figure", ink: str) -> str:
-    text = io.StringIO()
-    figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
-    svg = text.getvalue()
-    return svg[svg.index("<svg") :].replace(_INK, ink)
 
 
 def _quality(record: Mapping[str, Any]) -> "Figure | None":
     runs = {name: run for name, run in record["quality"]["runs"].items() if "validation" in run["epochs"][0]}
     if not runs:
         return None
-    figure, (losses, aucs) = _new(2)
+    figure, (losses, aucs) = new_figure(2)
     for position, (name, run) in enumerate(runs.items()):
         numbers = range(1, len(run["epochs"]) + 1)
         style: dict[str, Any] = {
@@ -113,11 +68,11 @@ def _quality(record: Mapping[str, Any]) -> "Figure | None":
         )
     if record["quality"].get("baseline"):
         auc = record["quality"]["baseline"]["test"]["auc"]
-        aucs.axhline(auc, color=_INK, linewidth=0.8, linestyle=":", label="logistic regression: test")
+        aucs.axhline(auc, color=INK, linewidth=0.8, linestyle=":", label="logistic regression: test")
     for axes in (losses, aucs):
         axes.set_xticks(list(numbers))
-    _labels(losses, "epoch", "logloss", outside=False)
-    _labels(aucs, "epoch", "AUC", outside=False)
+    label_axes(losses, "epoch", "logloss", outside=False)
+    label_axes(aucs, "epoch", "AUC", outside=False)
     return figure
 
 
@@ -125,7 +80,7 @@ def _hit_rates(record: Mapping[str, Any]) -> "Figure | None":
     tiered = {name: series for name, series in record["series"].items() if len(series["tiers"]) > 1}
     if not tiered:
         return None
-    figure, (axes,) = _new()
+    figure, (axes,) = new_figure()
     for name, series in tiered.items():
         steps = [step for step, _ in series["hit_rates"]]
         last = max(step for step, _ in series["hit_rates"])
@@ -133,22 +88,22 @@ def _hit_rates(record: Mapping[str, Any]) -> "Figure | None":
             rates = [rates[position] * 100 for _, rates in series["hit_rates"]]
             axes.plot([step / last for step in steps], rates, label=f"{name}: {tier}", linewidth=1.2)
     axes.set_ylim(0, 100)
-    _labels(axes, "share of the run's steps", "hit rate, %")
+    label_axes(axes, "share of the run's steps", "hit rate, %")
     return figure
 
 
 def _stages(record: Mapping[str, Any]) -> "Figure":
     runs = record["results"]["runs"]
-    figure, (axes,) = _new()
+    figure, (axes,) = new_figure()
     names = list(runs)
     left = [0.0] * len(names)
     stages = next(iter(runs.values()))["stage_mean_ns"]
-    for colour, stage in zip(_COLOURS, stages, strict=False):
+    for colour, stage in zip(COLOURS, stages, strict=False):
         widths = [runs[name]["stage_mean_ns"][stage] / 1e6 for name in names]
         axes.barh(names, widths, left=left, label=stage.replace("_", "-"), color=colour)
         left = [start + width for start, width in zip(left, widths, strict=True)]
     axes.invert_yaxis()
-    _labels(axes, "mean step time, ms", "")
+    label_axes(axes, "mean step time, ms", "")
     return figure
 
 
@@ -161,7 +116,7 @@ def _latency(record: Mapping[str, Any]) -> "Figure | None":
     }
     if not curves:
         return None
-    figure, (axes,) = _new()
+    figure, (axes,) = new_figure()
     for name, points in curves.items():
         axes.step(
             [ns / 1000 for ns, _ in points],
@@ -171,5 +126,5 @@ def _latency(record: Mapping[str, Any]) -> "Figure | None":
             linewidth=1.2,
         )
     axes.set_xscale("log")
-    _labels(axes, "latency, us (emulated)", "reads at or below, %")
+    label_axes(axes, "latency, us (emulated)", "reads at or below, %")
     return figure

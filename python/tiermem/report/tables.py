@@ -81,7 +81,7 @@ def tier_table(record: Mapping[str, Any]) -> Table:
 
 
 def device_table(record: Mapping[str, Any]) -> Table:
-    """Requests, latency, utilisation and energy of every tier's device."""
+    """Requests, latency, utilisation, wear, energy and cost of every tier's device."""
     rows = []
     for name, tier in _tiers(record):
         device = tier["device"]
@@ -95,7 +95,9 @@ def device_table(record: Mapping[str, Any]) -> Table:
                 format_duration(latency["p50_ns"]),
                 format_duration(latency["p99_ns"]),
                 f"{device['utilisation']:.1%}",
+                f"{device['endurance_share']:.2g}",
                 f"{device['energy_joules']:.3g} J",
+                f"${device['cost_dollars']:.3g}",
             )
         )
     heads = (
@@ -106,7 +108,9 @@ def device_table(record: Mapping[str, Any]) -> Table:
         "read p50",
         "read p99",
         "utilisation",
+        "endurance used",
         "energy",
+        "cost",
     )
     return Table("Tiers: emulated devices", heads, tuple(rows))
 

@@ -1,0 +1,138 @@
+"""Targets for a fit out of the JSON of a fio run: "make a profile of my drive"."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tiermem.emulator.fit import FitTargets, is_possible
+from tiermem.errors import ConfigError
+
+__all__ = ["targets_from_fio"]
+
+_QUANTILES = {"50.000000": 0.5, "99.000000": 0.99, "99.900000": 0.999, "99.990000": 0.9999}
+_SIZES = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30}
+_BYTES_MAX = 64 * 2**20
+
+
+def _size(text: str) -> int:
+    number = text.strip().lower().removesuffix("b").removesuffix("i")
+    unit = number[-1:] if number[-1:] in "kmg" else ""
+    digits = number.removesuffix(unit) if unit else number
+    if not digits.isdigit():
+        raise ConfigError(f'"{text}" is not a block size of fio')
+    return int(digits) * _SIZES[unit]
+
+
+class _Job:
+    """One job of a run."""
+
+    def __init__(self, job: Mapping[str, Any], common: Mapping[str, Any], direction: str) -> None:
+        options = {**common, **job.get("job options", {})}
+        self.name = str(job.get("jobname", "?"))
+        self.pattern = str(options.get("rw") or options.get("readwrite") or "read")
+        self.block_bytes = _size(str(options.get("bs") or options.get("blocksize") or "4k"))
+        # With group_reporting one entry stands for all of a job's threads.
+        threads = int(options.get("numjobs", 1)) if "group_reporting" in options else 1
+        self.depth = int(options.get("iodepth", 1)) * threads
+        side = job[direction]
+        self.operations = int(side["total_ios"])
+        self.iops = float(side["iops"])
+        self.bytes_per_s = float(side["bw_bytes"])
+        self.mean_us = float(side["lat_ns"]["mean"]) / 1000
+        self.max_ns = int(side["lat_ns"]["max"])
+        self.percentiles: Mapping[str, int] = side["clat_ns"].get("percentile", {})
+
+
+def _jobs(document: Mapping[str, Any], direction: str) -> list[_Job]:
+    common = document.get("global options", {})
+    found = [_Job(job, common, direction) for job in document["jobs"]]
+    return [job for job in found if job.operations]
+
+
+def targets_from_fio(path: Path, *, name: str) -> tuple[FitTargets, list[str]]:
+    """Reads a run of one or more jobs with different queue depths.
+
+    Random reads give latency, IOPS and loaded points; quantiles come from the job at queue depth 1.
+    Jobs that write give the write side. The highest bandwidth of any job is the link's.
+
+    Returns:
+        The targets, and notes on what was left out.
+
+    Raises:
+        ConfigError: if the file is not such a run, or has no random reads at queue depth 1.
+    """
+    try:
+        if path.stat().st_size > _BYTES_MAX:
+            raise ConfigError(f"{path} has more than {_BYTES_MAX:,} bytes; it is not the JSON of a fio run")
+        text = path.read_text(encoding="utf-8")
+        # fio prints notes of its engines before the document.
+        document = json.loads(text[max(0, text.find("{")) :])
+        reads, writes = _jobs(document, "read"), _jobs(document, "write")
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from None
+    except (
+        UnicodeDecodeError,
+        json.JSONDecodeError,
+        KeyError,
+        TypeError,
+        ValueError,
+        AttributeError,
+    ) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(
+            f"{path} is not the JSON of a fio run ({type(error).__name__}: {error});"
+            " run fio with --output-format=json --output=FILE"
+        ) from None
+    random = [job for job in reads if job.pattern.startswith("rand") and not _mixed(job)]
+    first = next((job for job in random if job.depth == 1), None)
+    if first is None:
+        raise ConfigError(
+            f"{path} has no random reads at queue depth 1; add a job with rw=randread and iodepth=1"
+        )
+    notes = [f'job "{job.name}" was left out: it mixes reads and writes' for job in reads if _mixed(job)]
+    same = [job for job in random if job.block_bytes == first.block_bytes]
+    fastest = max(same, key=lambda job: job.iops)
+    loaded = tuple((job.depth, job.mean_us) for job in same if job.depth > 1 and job is not fastest)
+    own_writes = [job for job in writes if not _mixed(job)]
+    random_writes = [
+        job for job in own_writes if job.pattern == "randwrite" and job.block_bytes == first.block_bytes
+    ]
+    first_write = next((job for job in random_writes if job.depth == 1), None)
+    streams = [job for job in own_writes if job.pattern == "write"]
+    targets = FitTargets(
+        name=name,
+        read_latency_us=first.mean_us,
+        max_read_iops=fastest.iops,
+        read_bandwidth=max(job.bytes_per_s for job in reads),
+        loaded=loaded,
+        write_latency_us=first_write.mean_us if first_write else None,
+        max_write_iops=max((job.iops for job in random_writes), default=None),
+        write_bandwidth=max((job.bytes_per_s for job in streams), default=None),
+        block_bytes=first.block_bytes,
+        max_iops_queue_depth=fastest.depth,
+        source_kind="measured",
+        source=f"{document.get('fio version', 'fio')}, {path.name}",
+    )
+    return _with_quantiles(targets, first, notes), notes
+
+
+def _mixed(job: _Job) -> bool:
+    return job.pattern in ("rw", "readwrite", "randrw")
+
+
+def _with_quantiles(targets: FitTargets, first: _Job, notes: list[str]) -> FitTargets:
+    """Adds the quantiles if some distribution with this mean can have them."""
+    points = tuple(
+        (share, int(first.percentiles[key])) for key, share in _QUANTILES.items() if key in first.percentiles
+    )
+    while points:
+        largest_ns = max(first.max_ns, points[-1][1])
+        candidate = dataclasses.replace(targets, latency_quantiles_ns=points, latency_max_ns=largest_ns)
+        if is_possible(candidate):
+            return candidate
+        points = points[:-1]
+    notes.append("the quantiles at queue depth 1 were left out: no distribution with that mean has them")
+    return targets
