@@ -100,8 +100,8 @@ class DeviceStats:
     busiest_stage: str
     write_amplification: float
     """Bytes on the medium per byte written; 0 without writes."""
-    endurance_share: float
-    """Share of the device's endurance that the run used up."""
+    endurance_parts_per_billion: float
+    """What the run used up of the device's endurance."""
     lifetime_years: float | None
     """How long the device would last at this rate; `None` without writes or without a limit."""
     energy_joules: float

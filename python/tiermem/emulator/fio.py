@@ -37,7 +37,6 @@ class _Job:
         threads = int(options.get("numjobs", 1)) if "group_reporting" in options else 1
         self.depth = int(options.get("iodepth", 1)) * threads
         side = job[direction]
-        self.operations = int(side["total_ios"])
         self.iops = float(side["iops"])
         self.bytes_per_s = float(side["bw_bytes"])
         self.mean_us = float(side["lat_ns"]["mean"]) / 1000
@@ -47,8 +46,7 @@ class _Job:
 
 def _jobs(document: Mapping[str, Any], direction: str) -> list[_Job]:
     common = document.get("global options", {})
-    found = [_Job(job, common, direction) for job in document["jobs"]]
-    return [job for job in found if job.operations]
+    return [_Job(job, common, direction) for job in document["jobs"] if int(job[direction]["total_ios"])]
 
 
 def targets_from_fio(path: Path, *, name: str) -> tuple[FitTargets, list[str]]:
@@ -64,24 +62,16 @@ def targets_from_fio(path: Path, *, name: str) -> tuple[FitTargets, list[str]]:
         ConfigError: if the file is not such a run, or has no random reads at queue depth 1.
     """
     try:
-        if path.stat().st_size > _BYTES_MAX:
-            raise ConfigError(f"{path} has more than {_BYTES_MAX:,} bytes; it is not the JSON of a fio run")
-        text = path.read_text(encoding="utf-8")
+        with path.open(encoding="utf-8") as file:
+            text = file.read(_BYTES_MAX)
         # fio prints notes of its engines before the document.
         document = json.loads(text[max(0, text.find("{")) :])
         reads, writes = _jobs(document, "read"), _jobs(document, "write")
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from None
-    except (
-        UnicodeDecodeError,
-        json.JSONDecodeError,
-        KeyError,
-        TypeError,
-        ValueError,
-        AttributeError,
-    ) as error:
-        if isinstance(error, ConfigError):
-            raise
+    except ConfigError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ConfigError(
             f"{path} is not the JSON of a fio run ({type(error).__name__}: {error});"
             " run fio with --output-format=json --output=FILE"

@@ -95,7 +95,7 @@ def device_table(record: Mapping[str, Any]) -> Table:
                 format_duration(latency["p50_ns"]),
                 format_duration(latency["p99_ns"]),
                 f"{device['utilisation']:.1%}",
-                f"{device['endurance_share']:.2g}",
+                _years(device["lifetime_years"]),
                 f"{device['energy_joules']:.3g} J",
                 f"${device['cost_dollars']:.3g}",
             )
@@ -108,11 +108,18 @@ def device_table(record: Mapping[str, Any]) -> Table:
         "read p50",
         "read p99",
         "utilisation",
-        "endurance used",
+        "life at this rate",
         "energy",
         "cost",
     )
     return Table("Tiers: emulated devices", heads, tuple(rows))
+
+
+def _years(years: float | None) -> str:
+    """A lifetime for people."""
+    if years is None:
+        return "-"
+    return f"{years * 365.25:.3g} days" if years < 1 else f"{years:,.1f} years"
 
 
 def _tiers(record: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:

@@ -77,6 +77,10 @@ impl Device {
     }
 }
 
+fn check_signals(py: Python<'_>) -> PyResult<()> {
+    py.check_signals()
+}
+
 /// Runs a load on the model of a device; Ctrl-C ends it.
 #[pyfunction]
 #[pyo3(signature = (spec_json, workload_json, *, wall))]
@@ -85,7 +89,7 @@ pub(crate) fn run_workload(py: Python<'_>, spec_json: &str, workload_json: &str,
     let workload: Workload = parse_json("workload", workload_json)?;
     let mut interrupt = None;
     let outcome = py.detach(|| {
-        let mut keep_going = || match Python::attach(Python::check_signals) {
+        let mut keep_going = || match Python::attach(check_signals) {
             Ok(()) => Ok(()),
             Err(signal) => {
                 interrupt = Some(signal);

@@ -80,7 +80,7 @@ pub(crate) fn device(stats: &DeviceStats) -> Value {
         "utilisation": stats.utilisation,
         "busiest_stage": stats.busiest_stage,
         "write_amplification": stats.wear.write_amplification,
-        "endurance_share": stats.wear.endurance_share,
+        "endurance_parts_per_billion": stats.wear.endurance_share * 1e9,
         "lifetime_years": if stats.wear.lifetime_years.is_finite() { json!(stats.wear.lifetime_years) } else { Value::Null },
         "energy_joules": stats.energy.joules,
         "nanojoules_per_operation": stats.energy.nanojoules_per_operation,

@@ -129,7 +129,7 @@ mod tests {
             let mut free: Vec<u32> = (0..slots).rev().collect();
             for step in 0..50_000u64 {
                 let bits = rng::draw(3, step);
-                if bits % 2 == 0 && !free.is_empty() {
+                if bits.is_multiple_of(2) && !free.is_empty() {
                     let slot = free.pop().unwrap();
                     // Few times, so that many are equal and the order of insertion decides.
                     let at_ps = step / 100 + (bits >> 8) % 50;
