@@ -360,10 +360,10 @@ def _page(
         "## Real time against virtual time",
         "",
         f"The same load on the same model, 4 KiB random reads, {sizes.repetitions} runs of"
-        f" {sizes.wall_seconds} s or more each; medians, and the spread where it tells something. W1"
-        " is the Wasserstein distance between the two latency distributions. A request is late when it is delivered more than 2 us or 2 %"
-        " of its latency after it was due, and with more than 1 % of such requests a run is invalid. Wanted"
-        " where valid: IOPS and mean within 10 %, p50 within 5 %.",
+        f" {sizes.wall_seconds} s or more each; medians, and the spread where it tells something."
+        " W1 is the Wasserstein distance between the two latency distributions. A request is late when it is"
+        " delivered more than 2 us or 2 % of its latency after it was due, and with more than 1 % of such"
+        " requests a run is invalid. Wanted where valid: IOPS and mean within 10 %, p50 within 5 %.",
         "",
         *_wall_table(wall),
         "Byte-addressable memories are imitated a batch at a time, if the host is faster than the memory:",

@@ -191,6 +191,16 @@ impl DeviceQueue {
         }
     }
 
+    /// Takes many requests at once.
+    pub(super) fn submit_all(&mut self, now_ps: u64, entries: impl ExactSizeIterator<Item = Entry>) {
+        let mut entries = entries;
+        while self.outstanding < self.queue_depth && self.waiting.is_empty() {
+            let Some(entry) = entries.next() else { return };
+            self.start(now_ps, entry);
+        }
+        self.waiting.extend(entries);
+    }
+
     #[inline(always)]
     fn start(&mut self, now_ps: u64, entry: Entry) {
         if self.outstanding == 0 {

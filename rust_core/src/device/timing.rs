@@ -293,6 +293,10 @@ impl Schedule {
                     queue.ahead.push_back((end_ps, batch));
                     accesses += 1;
                 }
+                Station::Events(queue) if split_bytes == 0 => {
+                    accesses += group.len();
+                    queue.submit_all(now_ps, group.iter().map(|request| entry(request, batch)));
+                }
                 Station::Events(queue) => {
                     for request in group {
                         accesses += submit_split(queue, now_ps, request, split_bytes, batch);
@@ -359,20 +363,19 @@ impl Schedule {
     }
 }
 
-/// Submits a request, split into accesses of one page if `split_bytes` is not zero; gives their number.
-fn submit_split(queue: &mut DeviceQueue, now_ps: u64, request: &Request, split_bytes: u64, tag: u32) -> usize {
+fn entry(request: &Request, tag: u32) -> Entry {
     let Request { operation, offset, nbytes, .. } = *request;
-    if split_bytes == 0 {
-        queue.submit(now_ps, Entry { operation, offset, nbytes: nbytes as u32, tag, arrived_ps: AT_ISSUE });
-        return 1;
-    }
-    let (mut at, end, mut pieces) = (offset, offset + nbytes, 0);
+    debug_assert!(nbytes > 0, "a request moves bytes");
+    Entry { operation, offset, nbytes: nbytes as u32, tag, arrived_ps: AT_ISSUE }
+}
+
+/// Submits a request, split into accesses of one page; gives their number.
+fn submit_split(queue: &mut DeviceQueue, now_ps: u64, request: &Request, page_bytes: u64, tag: u32) -> usize {
+    let (mut at, end, mut pieces) = (request.offset, request.offset + request.nbytes, 0);
     while at < end {
-        let next = (at / split_bytes + 1) * split_bytes;
-        queue.submit(
-            now_ps,
-            Entry { operation, offset: at, nbytes: (next.min(end) - at) as u32, tag, arrived_ps: AT_ISSUE },
-        );
+        let next = (at / page_bytes + 1) * page_bytes;
+        let nbytes = (next.min(end) - at) as u32;
+        queue.submit(now_ps, Entry { operation: request.operation, offset: at, nbytes, tag, arrived_ps: AT_ISSUE });
         at = next;
         pieces += 1;
     }

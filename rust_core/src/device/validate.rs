@@ -9,6 +9,8 @@ const DURATION_NS_MAX: u64 = u32::MAX as u64;
 const UNITS_MAX: u32 = 1 << 20;
 const CAPACITY_BYTES_MAX: u64 = 1 << 60;
 const BANDWIDTH_BYTES_PER_S_MAX: u64 = 1 << 50;
+/// Below this a large request takes longer than the clock counts.
+const BANDWIDTH_BYTES_PER_S_MIN: u64 = 1_000_000;
 
 type Problem = (&'static str, &'static str);
 
@@ -42,6 +44,13 @@ fn ranges(spec: &DeviceSpec) -> std::result::Result<(), Problem> {
     ] {
         refuse_if(value == 0, key, "must be above zero")?;
         refuse_if(value > most, key, "is larger than any device's")?;
+    }
+    for (key, value) in [
+        ("read.bandwidth_bytes_per_s", read.bandwidth_bytes_per_s),
+        ("write.bandwidth_bytes_per_s", write.bandwidth_bytes_per_s),
+        ("write.drain_bytes_per_s", write.drain_bytes_per_s),
+    ] {
+        refuse_if(value < BANDWIDTH_BYTES_PER_S_MIN, key, "must be at least 1,000,000")?;
     }
     for (key, value) in [
         ("host.submit_ns", spec.host.submit_ns),
@@ -165,6 +174,7 @@ fn background(spec: &DeviceSpec) -> std::result::Result<(), Problem> {
     for (key, value) in [("background.program_bytes", work.program_bytes), ("background.program_ns", work.program_ns)] {
         refuse_if(value == 0, key, "must be above zero")?;
     }
+    refuse_if(work.program_bytes < spec.granule_bytes, "background.program_bytes", "must not be below granule_bytes")?;
     for (key, value) in [
         ("background.program_ns", work.program_ns),
         ("background.program_suspend_ns", work.program_suspend_ns),
