@@ -10,7 +10,7 @@ use tiermem_core::rng::draw;
 
 const REQUESTS: u64 = 10_000;
 /// Many enough that making the queue and its histograms does not count.
-const OPERATIONS: u64 = 200_000;
+const OPERATIONS: u64 = 1_000_000;
 
 fn device(name: &str) -> DeviceSpec {
     let path = format!("{}/../../emulator_configs/devices/{name}.toml", env!("CARGO_MANIFEST_DIR"));
@@ -21,7 +21,7 @@ fn device(name: &str) -> DeviceSpec {
 fn loads(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("device_model/load");
     group.throughput(Throughput::Elements(OPERATIONS));
-    group.sample_size(20);
+    group.sample_size(10);
     for (name, read_percent, queue_depth, block_bytes) in [
         ("nand-p3700", 100, 32, 4096),
         ("nand-p3700", 100, 256, 4096),
