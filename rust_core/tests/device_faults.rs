@@ -171,6 +171,27 @@ fn a_worn_out_device_is_read_only() {
 }
 
 #[test]
+fn what_comes_before_a_failing_request_of_a_batch_is_stored() {
+    for faults in [
+        FaultSpec { read_only_after_bytes: Some(offset(2)), latent_error_share: 1.0, ..FaultSpec::default() },
+        FaultSpec { gone_after_requests: Some(2), ..FaultSpec::default() },
+    ] {
+        let gone = faults.gone_after_requests.is_some();
+        let device = open(faults);
+        let offsets: Vec<u64> = (0..3).map(offset).collect();
+        let error = device.write_batch(&offsets, BLOCK, &[7; 3 * BLOCK]).unwrap_err();
+        assert!(error.to_string().contains(&format!("offset={}", offset(2))), "{error}");
+        let mut out = [0; BLOCK];
+        if gone {
+            assert!(device.read_batch(&[0], BLOCK, &mut out).is_err());
+        } else {
+            device.read_batch(&[offset(1)], BLOCK, &mut out).unwrap();
+            assert_eq!(bits_that_differ(&out, 7), 0);
+        }
+    }
+}
+
+#[test]
 fn wrong_faults_are_refused_with_the_key_named() {
     let refusal = |faults: FaultSpec| faults.validate().unwrap_err().to_string();
     let text = refusal(FaultSpec { latent_error_share: 1.5, ..FaultSpec::default() });

@@ -269,6 +269,73 @@ fn reads_that_queue_behind_one_that_suspended_a_program_do_not_suspend_it_again(
 }
 
 #[test]
+fn a_read_goes_before_work_that_has_not_begun() {
+    // One read keeps the unit busy as a program falls due, another waits for the unit: the program lets both go.
+    let spec = with_background(program(100_000));
+    let mut schedule = schedule(&spec, 8, 1);
+    let write = schedule.submit(0, &[request(Operation::Write, 0, 65_536)]);
+    schedule.detach(write);
+    let due = spec.host.submit_ns
+        + spec.write.command_ns
+        + transfer_ns(65_536, spec.write.bandwidth_bytes_per_s)
+        + transfer_ns(65_536, spec.write.drain_bytes_per_s);
+    let first = schedule.submit(due - 50_000, &[request(Operation::Read, 0, 4096)]);
+    let second = schedule.submit(due + 5_000, &[request(Operation::Read, 0, 4096)]);
+    let media_ns = spec.read.latency_ns - spec.read_fixed_ns(4096);
+    let first_end = schedule.finish(first);
+    let second_end = schedule.finish(second);
+    assert!(first_end.abs_diff(due - 50_000 + 77_900) < 5, "{first_end}");
+    assert!(second_end.abs_diff(first_end + media_ns) < 5, "{second_end} after {first_end}");
+}
+
+#[test]
+fn stalls_follow_the_bytes_written_however_large_the_writes_are() {
+    let work = BackgroundSpec { stall_every_bytes: 1 << 18, stall_ns: 1_000_000, ..program(100_000) };
+    let mut spec = with_background(work);
+    spec.units = 42;
+    let busy = |spec: &DeviceSpec, block_bytes| {
+        let workload = Workload {
+            pattern: Pattern::Random,
+            read_percent: 0,
+            block_bytes,
+            span_bytes: 1 << 36,
+            arrival: Arrival::QueueDepth(4),
+            operations: (1 << 28) / block_bytes,
+            warm_up: None,
+            seed: 3,
+        };
+        let stats = run_virtual(spec, &workload, &mut || Ok(())).unwrap().stats;
+        stats.counters.media_background_busy_ps as f64 / stats.counters.write_bytes as f64
+    };
+    let (small, large) = (busy(&spec, 4096), busy(&spec, 1 << 22));
+    assert!((small / large - 1.0).abs() < 0.05, "busy a byte: {small} in small writes, {large} in large ones");
+}
+
+#[test]
+fn an_overloaded_open_loop_ends_and_virtual_time_has_an_end() {
+    let spec = device("nand-p3700");
+    let open = |rate, operations| {
+        let workload = Workload {
+            pattern: Pattern::Random,
+            read_percent: 100,
+            block_bytes: 4096,
+            span_bytes: 1 << 36,
+            arrival: Arrival::RatePerSecond(rate),
+            operations,
+            warm_up: Some(0),
+            seed: 1,
+        };
+        run_virtual(&spec, &workload, &mut || Ok(()))
+    };
+    assert!(open(1e12, 10_000).unwrap().saturated);
+    assert!(!open(1_000.0, 1_000).unwrap().saturated);
+    let text = open(0.001, 20_000).unwrap_err().to_string();
+    assert!(text.contains("more virtual time than 53 days"), "{text}");
+    let text = open(1e12, 1 << 30).unwrap_err().to_string();
+    assert!(text.contains("too many wait"), "{text}");
+}
+
+#[test]
 fn stalls_come_with_the_write_rate_and_lengthen_the_tail_of_reads() {
     let mut spec =
         with_background(BackgroundSpec { stall_every_bytes: 1 << 20, stall_ns: 20_000_000, ..program(100_000) });
@@ -372,6 +439,13 @@ fn a_batch_on_a_memory_with_units_is_bound_by_latency_and_then_by_units() {
     // 64-byte reads get a quarter of the medium's bandwidth: published 9.75 GB/s.
     let gigabytes_per_s = 1e6 * 64.0 / time(1_000_000) as f64;
     assert!((gigabytes_per_s / 9.75 - 1.0).abs() < 0.06, "{gigabytes_per_s}");
+    // A row of 1 KiB is four accesses, and a random write of one is not sequential within itself.
+    let mut amplified = spec.clone();
+    amplified.wear.write_amplification_percent = 400;
+    let mut four = schedule(&amplified, 170, 1);
+    four.run_scattered(0, 0, Operation::Write, 100, 1024);
+    let counters = four.snapshot(0).counters;
+    assert_eq!((counters.writes, counters.media_write_bytes), (400, 4 * 400 * 256));
     // A row of 128 bytes that begins on a page is one access of 256 bytes on the medium.
     let mut two = schedule(&spec, 170, 1);
     two.run_scattered(0, 0, Operation::Read, 1, 128);

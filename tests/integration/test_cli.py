@@ -277,6 +277,7 @@ def test_wrong_use_ends_in_one_sentence(  # noqa: PLR0917 (pytest passes fixture
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_the_demo_keeps_its_promises(tmp_path: Path, ml_100k: Path) -> None:
     done = _run("demo", "--json", "--out", str(tmp_path / "demo"), cwd=tmp_path)
     assert done.returncode == 0, done.stderr

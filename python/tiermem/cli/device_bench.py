@@ -105,7 +105,7 @@ def _loads(options: argparse.Namespace, spec: DeviceSpec) -> "list[Load]":
         block_bytes = spec.read.reference_bytes
     else:
         text = options.block_bytes
-        block_bytes = parse_bytes(int(text) if text.isdigit() else text)
+        block_bytes = parse_bytes(int(text) if text.isdecimal() else text)
     if block_bytes < 1 or options.ops < 1:
         raise ConfigError("--block-bytes and --ops must be at least 1")
     if options.rate_iops is not None:

@@ -76,7 +76,7 @@ def _run(options: argparse.Namespace) -> int:
     given = [
         name
         for name in (*_NUMBERS, *_WRITES, "block_bytes", "max_iops_queue_depth")
-        if getattr(options, name)
+        if getattr(options, name) is not None
     ]
     if options.fio_json is not None:
         if given or options.loaded:

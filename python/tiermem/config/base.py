@@ -24,7 +24,9 @@ DurationNs = Annotated[int, BeforeValidator(parse_duration_ns)]
 class Config(BaseModel):
     """A frozen set of values; an unknown key is an error that names it and the nearest known key."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
     def __init__(self, **values: Any) -> None:  # noqa: ANN401 (pydantic checks each value)
         try:

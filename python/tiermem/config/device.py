@@ -154,9 +154,9 @@ class Source(Config):
 
     kind: SourceKind
     """What sort of evidence it is."""
-    ref: str
+    ref: str = Field(min_length=1)
     """Document and place, or how it was derived."""
-    date: str
+    date: str = Field(pattern=r"^\d{4}-\d{2}-\d{2}$")
     """When it was entered, ISO 8601."""
 
 
@@ -184,9 +184,9 @@ class PublishedPoint(Config):
     """What contradicts it; needed with `context`."""
     kind: SourceKind
     """What sort of evidence it is."""
-    ref: str
+    ref: str = Field(min_length=1)
     """Document and place."""
-    date: str
+    date: str = Field(pattern=r"^\d{4}-\d{2}-\d{2}$")
     """When it was entered, ISO 8601."""
 
     @model_validator(mode="after")
@@ -209,13 +209,13 @@ class DeviceSpec(Config):
     """Whether the device was written several times over before the run, or never."""
     capacity_bytes: int = Field(gt=0)
     """Capacity of the real device."""
-    units: int = Field(default=0, ge=0)
+    units: int = Field(default=0, ge=0, lt=2**32)
     """Independent media units, each a FIFO; 0 for devices that carry curves."""
     page_bytes: int = Field(gt=0)
     """What maps to one unit."""
     granule_bytes: int = Field(gt=0)
     """The least that the medium reads or writes."""
-    queue_depth: int = Field(gt=0)
+    queue_depth: int = Field(gt=0, lt=2**32)
     """Requests outstanding at most; for byte-addressable devices accesses of one page."""
     host: HostSpec
     """Host cost."""
@@ -237,6 +237,13 @@ class DeviceSpec(Config):
     """Published points that docs/fidelity.md compares with the model."""
     source: dict[str, Source] = Field(default_factory=dict)
     """Source of each number, by its dotted path."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for path, value in _leaves(self.model_dump(exclude={"source", "published"}), ""):
+            if isinstance(value, int) and value >= 2**63:
+                raise ValueError(f"{path}: {value} is out of range; it must be below 2^63")
+        return self
 
     @classmethod
     def load(cls, name_or_path: str | os.PathLike[str]) -> "DeviceSpec":

@@ -23,7 +23,7 @@ class Load:
     block_bytes: int = 4096
     """Bytes of a request."""
     queue_depth: int | None = None
-    """Closed loop: so many requests are outstanding at any time."""
+    """Closed loop: so many requests are outstanding at any time; accesses of one page on memories."""
     rate_iops: float | None = None
     """Open loop: requests arrive by a Poisson process of this rate, however long earlier ones take."""
     read_percent: int | None = None
@@ -83,6 +83,9 @@ class BenchPoint:
     load: Load
     iops: float
     bytes_per_s: float
+    accesses_per_operation: int
+    """Accesses of one page that an operation on a byte-addressable device makes; latency and queue depth
+    are those of accesses. 1 for block devices."""
     latency: LatencyStats
     """Of all operations, in real time as they were delivered. An open loop counts from the arrival."""
     saturated: bool
@@ -98,7 +101,7 @@ class BenchPoint:
     @property
     def outstanding(self) -> float:
         """IOPS x mean latency: by Little's law the mean number outstanding, so the queue depth."""
-        return self.iops * self.latency.mean_ns * 1e-9
+        return self.iops * self.accesses_per_operation * self.latency.mean_ns * 1e-9
 
     def row(self) -> dict[str, Any]:
         """The point with the units and names of the command line."""
@@ -152,6 +155,7 @@ def bench_device(spec: DeviceSpec, load: Load, *, clock: ClockMode = "virtual") 
         load=load,
         iops=found["iops"],
         bytes_per_s=found["iops"] * load.block_bytes,
+        accesses_per_operation=found["accesses_per_operation"],
         latency=LatencyStats(**found["latency"]),
         saturated=found["saturated"],
         lateness=LatenessStats.from_dict(found["lateness"]),

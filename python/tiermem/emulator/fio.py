@@ -14,6 +14,11 @@ __all__ = ["targets_from_fio"]
 _QUANTILES = {"50.000000": 0.5, "99.000000": 0.99, "99.900000": 0.999, "99.990000": 0.9999}
 _SIZES = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30}
 _BYTES_MAX = 64 * 2**20
+_SYNCHRONOUS = ("sync", "psync", "vsync", "pvsync", "pvsync2", "mmap")
+# A deeper queue that gains less than this share of what it adds has reached the highest IOPS.
+_PLATEAU = 0.25
+# Requests of at least this many bytes show the link's bandwidth.
+_STREAM_BYTES = 65_536
 
 
 def _size(text: str) -> int:
@@ -33,9 +38,15 @@ class _Job:
         self.name = str(job.get("jobname", "?"))
         self.pattern = str(options.get("rw") or options.get("readwrite") or "read")
         self.block_bytes = _size(str(options.get("bs") or options.get("blocksize") or "4k"))
-        # With group_reporting one entry stands for all of a job's threads.
-        threads = int(options.get("numjobs", 1)) if "group_reporting" in options else 1
-        self.depth = int(options.get("iodepth", 1)) * threads
+        threads = int(options.get("numjobs", 1))
+        if threads > 1 and "group_reporting" not in options:
+            raise ConfigError(
+                f'job "{self.name}" has {threads} threads, each reported by itself;'
+                " run fio with --group_reporting"
+            )
+        # A synchronous engine (the default) has one request a thread outstanding, whatever iodepth says.
+        synchronous = str(options.get("ioengine", "psync")) in _SYNCHRONOUS
+        self.depth = (1 if synchronous else int(options.get("iodepth", 1))) * threads
         side = job[direction]
         self.iops = float(side["iops"])
         self.bytes_per_s = float(side["bw_bytes"])
@@ -52,8 +63,9 @@ def _jobs(document: Mapping[str, Any], direction: str) -> list[_Job]:
 def targets_from_fio(path: Path, *, name: str) -> tuple[FitTargets, list[str]]:
     """Reads a run of one or more jobs with different queue depths.
 
-    Random reads give latency, IOPS and loaded points; quantiles come from the job at queue depth 1.
-    Jobs that write give the write side. The highest bandwidth of any job is the link's.
+    Random reads give latency, loaded points, and the highest IOPS if the deepest queue gained little over
+    the one before; quantiles come from the job at queue depth 1. Large reads give the link's bandwidth, jobs
+    that write the write side. What no job shows is assumed not to bind, and noted.
 
     Returns:
         The targets, and notes on what was left out.
@@ -84,7 +96,15 @@ def targets_from_fio(path: Path, *, name: str) -> tuple[FitTargets, list[str]]:
         )
     notes = [f'job "{job.name}" was left out: it mixes reads and writes' for job in reads if _mixed(job)]
     same = [job for job in random if job.block_bytes == first.block_bytes]
-    fastest = max(same, key=lambda job: job.iops)
+    same.sort(key=lambda job: job.depth)
+    fastest = _saturated(same)
+    if fastest is None:
+        notes.append(
+            "no queue was deep enough to reach the highest IOPS: the controller is assumed not to bind"
+        )
+    big = [job.bytes_per_s for job in reads if job.block_bytes >= _STREAM_BYTES and not _mixed(job)]
+    if not big:
+        notes.append(f"no job reads {_STREAM_BYTES:,} bytes at a time: the link is assumed not to bind")
     loaded = tuple((job.depth, job.mean_us) for job in same if job.depth > 1 and job is not fastest)
     own_writes = [job for job in writes if not _mixed(job)]
     random_writes = [
@@ -95,18 +115,33 @@ def targets_from_fio(path: Path, *, name: str) -> tuple[FitTargets, list[str]]:
     targets = FitTargets(
         name=name,
         read_latency_us=first.mean_us,
-        max_read_iops=fastest.iops,
-        read_bandwidth=max(job.bytes_per_s for job in reads),
+        max_read_iops=fastest.iops if fastest else None,
+        read_bandwidth=max(big, default=None),
         loaded=loaded,
         write_latency_us=first_write.mean_us if first_write else None,
-        max_write_iops=max((job.iops for job in random_writes), default=None),
+        max_write_iops=_highest(random_writes),
         write_bandwidth=max((job.bytes_per_s for job in streams), default=None),
         block_bytes=first.block_bytes,
-        max_iops_queue_depth=fastest.depth,
+        max_iops_queue_depth=same[-1].depth,
         source_kind="measured",
         source=f"{document.get('fio version', 'fio')}, {path.name}",
     )
     return _with_quantiles(targets, first, notes), notes
+
+
+def _saturated(jobs: list[_Job]) -> _Job | None:
+    """The deepest of jobs in order of depth, if it gains little over the one before."""
+    if len(jobs) < 2:
+        return None
+    before, last = jobs[-2:]
+    gained, added = last.iops / before.iops - 1, last.depth / before.depth - 1
+    return last if gained <= _PLATEAU * added else None
+
+
+def _highest(writes: list[_Job]) -> float | None:
+    """Sustained IOPS, if a queue was deep enough to show them."""
+    found = _saturated(sorted(writes, key=lambda job: job.depth))
+    return found.iops if found else None
 
 
 def _mixed(job: _Job) -> bool:
@@ -118,6 +153,8 @@ def _with_quantiles(targets: FitTargets, first: _Job, notes: list[str]) -> FitTa
     points = tuple(
         (share, int(first.percentiles[key])) for key, share in _QUANTILES.items() if key in first.percentiles
     )
+    if not points:
+        return targets
     while points:
         largest_ns = max(first.max_ns, points[-1][1])
         candidate = dataclasses.replace(targets, latency_quantiles_ns=points, latency_max_ns=largest_ns)

@@ -8,6 +8,7 @@ constant service.)
 
 import dataclasses
 import datetime
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -26,6 +27,10 @@ _OPERATIONS_FINAL = 200_000
 _SEQUENTIAL_BYTES = 131_072
 _SEQUENTIAL_DEPTH = 64
 _SUBMIT_NS, _COMPLETE_NS = 500, 200
+# Where nothing was given that says how fast they are, these stages are out of the way.
+_UNITS_ASSUMED = 64
+_COMMAND_NS_ASSUMED = 100
+_BANDWIDTH_ASSUMED = 16e9
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,9 +40,10 @@ class FitTargets:
     name: str
     read_latency_us: float
     """Mean at queue depth 1."""
-    max_read_iops: float
-    read_bandwidth: float
-    """Bytes per second."""
+    max_read_iops: float | None
+    """`None` if no load reached it; the controller is then assumed not to bind."""
+    read_bandwidth: float | None
+    """Bytes per second; `None` if no load reached it, and the link is then assumed not to bind."""
     loaded: tuple[tuple[int, float], ...] = ()
     """(queue depth, mean latency in us) of random reads."""
     write_latency_us: float | None = None
@@ -62,20 +68,14 @@ class FitTargets:
             ConfigError: names the number.
         """
         for name in (
-            "read_latency_us",
-            "max_read_iops",
-            "read_bandwidth",
-            "block_bytes",
-            "max_iops_queue_depth",
-        ):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"{_flag(name)} must be above zero, got {getattr(self, name)}")
-        for name in ("write_latency_us", "max_write_iops", "write_bandwidth"):
+            "read_latency_us", "max_read_iops", "read_bandwidth", "block_bytes", "max_iops_queue_depth",
+            "write_latency_us", "max_write_iops", "write_bandwidth",
+        ):  # fmt: skip
             value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ConfigError(f"{_flag(name)} must be above zero, got {value}")
+            if value is not None and not (value > 0 and math.isfinite(value)):
+                raise ConfigError(f"{_flag(name)} must be a number above zero, got {value}")
         for depth, latency_us in self.loaded:
-            if depth < 1 or not latency_us > 0:
+            if depth < 1 or not (latency_us > 0 and math.isfinite(latency_us)):
                 raise ConfigError(
                     f"--loaded {depth}:{latency_us:g} needs a queue depth and a latency above zero"
                 )
@@ -131,15 +131,25 @@ def _measure(
     return point.iops, point.latency.mean_ns / 1000
 
 
+def _stream(spec: DeviceSpec, operation: Operation, block_bytes: int, operations: int) -> float:
+    """Bytes per second of large sequential requests."""
+    nbytes = max(_SEQUENTIAL_BYTES, block_bytes)
+    iops, _ = _measure(spec, operation, nbytes, _SEQUENTIAL_DEPTH, operations)
+    return iops * nbytes
+
+
 def _write_table(targets: FitTargets) -> dict[str, tuple[Any, str, str]]:
     """Each number of `[write]` with its kind and reference."""
     assumed = ("assumed", "not given")
     given = (targets.source_kind, targets.source)
-    command_ns = round(1e9 / targets.max_read_iops)
     granule = _granule(targets)
-    bandwidth = targets.write_bandwidth or targets.read_bandwidth
+    bandwidth = targets.write_bandwidth or _bandwidth(targets)
     latency_ns = (targets.write_latency_us or targets.read_latency_us) * 1000
-    fixed_ns = _SUBMIT_NS + _COMPLETE_NS + command_ns + targets.block_bytes * 1e9 / bandwidth
+    around_ns = _SUBMIT_NS + _COMPLETE_NS + targets.block_bytes * 1e9 / bandwidth
+    command_ns = min(_command_ns(targets), max(0, int(latency_ns - around_ns)))
+    if targets.max_write_iops is not None:
+        command_ns = min(command_ns, round(1e9 / targets.max_write_iops))
+    fixed_ns = around_ns + command_ns
     drain = bandwidth
     if targets.max_write_iops is not None:
         drain = min(bandwidth, targets.max_write_iops * (-(-targets.block_bytes // granule) * granule))
@@ -148,7 +158,7 @@ def _write_table(targets: FitTargets) -> dict[str, tuple[Any, str, str]]:
             max(0, round(latency_ns - fixed_ns)),
             *(given if targets.write_latency_us else assumed),
         ),
-        "command_ns": (command_ns, "assumed", "as for reads"),
+        "command_ns": (command_ns, "assumed", "as for reads, or as fast as what was given needs"),
         "bandwidth_bytes_per_s": (round(bandwidth), *(given if targets.write_bandwidth else assumed)),
         "buffer_bytes": (16 * 2**20, *assumed),
         "drain_bytes_per_s": (round(drain), *(given if targets.max_write_iops else assumed)),
@@ -169,7 +179,10 @@ def _document(targets: FitTargets, units: int, command_ns: int) -> dict[str, Any
         "latency_ns": (round(targets.read_latency_us * 1000), *given),
         "reference_bytes": (targets.block_bytes, *given),
         "command_ns": (command_ns, *ran),
-        "bandwidth_bytes_per_s": (round(targets.read_bandwidth), *given),
+        "bandwidth_bytes_per_s": (
+            round(_bandwidth(targets)),
+            *(given if targets.read_bandwidth else ("assumed", "not reached by any load; out of the way")),
+        ),
     }
     if targets.latency_quantiles_ns:
         read["latency_quantiles_ns"] = ([list(point) for point in targets.latency_quantiles_ns], *given)
@@ -216,17 +229,21 @@ def _document(targets: FitTargets, units: int, command_ns: int) -> dict[str, Any
     return document
 
 
+def _bandwidth(targets: FitTargets) -> float:
+    return targets.read_bandwidth or _BANDWIDTH_ASSUMED
+
+
 def _command_ns(targets: FitTargets) -> int:
-    """Time of the controller per command: the highest IOPS, unless they are the link's doing."""
-    link_iops = targets.read_bandwidth / targets.block_bytes
-    slack_ns = targets.read_latency_us * 1000 - _SUBMIT_NS - _COMPLETE_NS - 1e9 / link_iops
+    """Time of the controller per command: the highest IOPS, as far as the latency leaves room for it."""
+    link_ns = targets.block_bytes * 1e9 / _bandwidth(targets)
+    slack_ns = targets.read_latency_us * 1000 - _SUBMIT_NS - _COMPLETE_NS - link_ns
     if slack_ns < 2:
         raise ConfigError(
             f"--read-latency-us {targets.read_latency_us:g} leaves no time for the medium: host and link take"
-            f" {_SUBMIT_NS + _COMPLETE_NS + 1e9 / link_iops:,.0f} ns of it at --read-bandwidth"
-            f" {targets.read_bandwidth:g}"
+            f" {_SUBMIT_NS + _COMPLETE_NS + link_ns:,.0f} ns of it at a bandwidth of {_bandwidth(targets):g}"
         )
-    return min(round(1e9 / targets.max_read_iops), int(slack_ns) - 1)
+    iops = targets.max_read_iops
+    return min(_COMMAND_NS_ASSUMED if iops is None else round(1e9 / iops), int(slack_ns) - 1)
 
 
 def is_possible(targets: FitTargets) -> bool:
@@ -238,6 +255,12 @@ def is_possible(targets: FitTargets) -> bool:
     return True
 
 
+def _point(targets: FitTargets, name: str, model: float) -> list[FitPoint]:
+    """The comparison of one number, if it was given."""
+    given = getattr(targets, name)
+    return [] if given is None else [FitPoint(given_as=f"{_flag(name)} {given:g}", given=given, model=model)]
+
+
 def _deviations(targets: FitTargets, units: int, operations: int) -> tuple[dict[str, Any], list[FitPoint]]:
     """The profile for a number of units, and what it makes of latencies and IOPS."""
     document = _document(targets, units, _command_ns(targets))
@@ -245,11 +268,9 @@ def _deviations(targets: FitTargets, units: int, operations: int) -> tuple[dict[
     depth = targets.max_iops_queue_depth
     block = targets.block_bytes
     iops, _ = _measure(spec, "randread", block, depth, operations)
-    points = [
-        FitPoint(
-            given_as=f"--max-read-iops {targets.max_read_iops:g}", given=targets.max_read_iops, model=iops
-        )
-    ]
+    points = _point(targets, "max_read_iops", iops)
+    if targets.read_bandwidth is not None:
+        points += _point(targets, "read_bandwidth", _stream(spec, "seqread", block, operations // 4))
     for loaded_depth, latency_us in targets.loaded:
         _, model_us = _measure(spec, "randread", block, loaded_depth, operations)
         points.append(
@@ -287,12 +308,6 @@ def _cost(points: Sequence[FitPoint]) -> float:
     return max(errors) + 0.1 * sum(errors) / len(errors)
 
 
-def _point(targets: FitTargets, name: str, model: float) -> list[FitPoint]:
-    """The comparison of one number, if it was given."""
-    given = getattr(targets, name)
-    return [] if given is None else [FitPoint(given_as=f"{_flag(name)} {given:g}", given=given, model=model)]
-
-
 def fit_device(targets: FitTargets, *, notes: Sequence[str] = ()) -> Fit:
     """Makes a profile that reproduces the given numbers.
 
@@ -311,7 +326,12 @@ def fit_device(targets: FitTargets, *, notes: Sequence[str] = ()) -> Fit:
         True
     """
     _command_ns(targets)
-    units = _best_units(lambda units: _cost(_deviations(targets, units, _OPERATIONS)[1]))
+    remarks = list(notes)
+    if targets.max_read_iops is None and not targets.loaded:
+        units = _UNITS_ASSUMED
+        remarks.append(f"nothing says how reads meet on the medium, so {units} media units are assumed")
+    else:
+        units = _best_units(lambda units: _cost(_deviations(targets, units, _OPERATIONS)[1]))
     document, points = _deviations(targets, units, _OPERATIONS_FINAL)
     spec = DeviceSpec.from_mapping(document)
     block = targets.block_bytes
@@ -323,14 +343,8 @@ def fit_device(targets: FitTargets, *, notes: Sequence[str] = ()) -> Fit:
     for name, operation in single:
         _, mean_us = _measure(spec, operation, block, 1, _OPERATIONS_FINAL)
         points += _point(targets, name, mean_us)
-    streams: tuple[tuple[str, Operation], ...] = (
-        ("read_bandwidth", "seqread"),
-        ("write_bandwidth", "seqwrite"),
-    )
-    for name, operation in streams:
-        nbytes = max(_SEQUENTIAL_BYTES, block)
-        iops, _ = _measure(spec, operation, nbytes, _SEQUENTIAL_DEPTH, _OPERATIONS_FINAL)
-        points += _point(targets, name, iops * nbytes)
+    if targets.write_bandwidth is not None:
+        points += _point(targets, "write_bandwidth", _stream(spec, "seqwrite", block, _OPERATIONS_FINAL))
     iops, _ = _measure(spec, "randwrite", block, targets.max_iops_queue_depth, _OPERATIONS_FINAL)
     points += _point(targets, "max_write_iops", iops)
     worst = max(points, key=lambda point: abs(point.error))
@@ -339,4 +353,4 @@ def fit_device(targets: FitTargets, *, notes: Sequence[str] = ()) -> Fit:
             f"the model cannot reproduce {worst.given_as}: with {units} units, the best for all numbers,"
             f" it gives {worst.model:,.1f} ({worst.error:+.1%}); check it, or what it was measured with"
         )
-    return Fit(document=document, points=tuple(points), notes=tuple(notes))
+    return Fit(document=document, points=tuple(points), notes=tuple(remarks))

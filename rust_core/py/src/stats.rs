@@ -49,6 +49,7 @@ pub(crate) fn debt(debt: &Debt) -> Value {
 pub(crate) fn point(point: &PointResult) -> Value {
     json!({
         "operations": point.operations,
+        "accesses_per_operation": point.accesses_per_operation,
         "elapsed_ps": point.elapsed_ps,
         "iops": point.iops(),
         "saturated": point.saturated,

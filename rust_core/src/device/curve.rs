@@ -5,7 +5,7 @@
 //! the last point of a curve the bandwidth stays and the latency grows with m.
 
 use super::spec::DeviceSpec;
-use super::timing::Operation;
+use super::traffic::Operation;
 use crate::units::PS_PER_NS;
 
 /// Bandwidth in bytes per nanosecond and latency in nanoseconds.

@@ -7,7 +7,8 @@ use serde::Deserialize;
 use super::fault::FaultSpec;
 use super::lateness::{Debt, Lateness};
 use super::spec::{DeviceKind, DeviceSpec};
-use super::timing::{Operation, Request, Schedule, TimedDevice};
+use super::timing::{Schedule, TimedDevice};
+use super::traffic::{Operation, Request};
 use super::usage::DeviceStats;
 use crate::backend::{AlignedBuffer, Backend, BackendConfig, Extent, IoBatch, open_backend};
 use crate::clock::Clock;
@@ -16,7 +17,9 @@ use crate::rng;
 use crate::units::round_up;
 
 /// Accesses with which the host's own speed is tried before it imitates a memory.
-const TRIAL_ACCESSES: usize = 4096;
+const TRIAL_ACCESSES: u64 = 4096;
+/// Memory of the trial at most.
+const TRIAL_BYTES_MAX: u64 = 64 << 20;
 /// Trials, of which the fastest counts: an interrupt must not refuse a device.
 const TRIALS: usize = 5;
 
@@ -67,17 +70,19 @@ impl EmulatedDevice {
         }
         // The last block of a file that is read past the page cache is whole.
         let len_bytes = round_up(capacity_bytes, AlignedBuffer::ALIGNMENT_BYTES as u64);
-        let backend = config.faults.over(0, open_backend(&config.backend, len_bytes)?);
+        let backend = open_backend(&config.backend, len_bytes)?;
         let timed = TimedDevice { storms: config.faults.storms(0), ..TimedDevice::new(spec.clone()) };
         let state = DeviceState {
             schedule: Schedule::new(vec![timed], config.seed),
             lateness: Lateness::default(),
             debt: Debt::default(),
         };
-        let device = Self { spec, capacity_bytes, backend, clock, state: Mutex::new(state) };
+        let mut device = Self { spec, capacity_bytes, backend, clock, state: Mutex::new(state) };
         if device.spec.kind == DeviceKind::Byte && !device.clock.is_virtual() {
             device.refuse_if_the_host_is_slower()?;
         }
+        // Last, so that the trial meets no faults and uses none up.
+        device.backend = config.faults.over(0, device.backend);
         Ok(device)
     }
 
@@ -89,11 +94,11 @@ impl EmulatedDevice {
     fn refuse_if_the_host_is_slower(&self) -> Result<()> {
         let nbytes = self.spec.page_bytes.min(self.capacity_bytes).max(1);
         let places = (self.capacity_bytes / nbytes).max(1);
-        let offsets: Vec<u64> = (0..TRIAL_ACCESSES as u64).map(|n| rng::draw(1, n) % places * nbytes).collect();
-        let mut out = vec![0; TRIAL_ACCESSES * nbytes as usize];
+        let accesses = (TRIAL_BYTES_MAX / nbytes).clamp(1, TRIAL_ACCESSES);
+        let offsets: Vec<u64> = (0..accesses).map(|n| rng::draw(1, n) % places * nbytes).collect();
+        let mut out = vec![0; (accesses * nbytes) as usize];
         let timed = TimedDevice::new(self.spec.clone());
-        let model_ns =
-            Schedule::new(vec![timed], 0).run_scattered(0, 0, Operation::Read, TRIAL_ACCESSES as u64, nbytes);
+        let model_ns = Schedule::new(vec![timed], 0).run_scattered(0, 0, Operation::Read, accesses, nbytes);
         let mut host_ns = u64::MAX;
         for _ in 0..TRIALS {
             let began_ns = self.clock.now_ns();
@@ -106,7 +111,7 @@ impl EmulatedDevice {
         let message = "this host moves bytes more slowly than the device would; use the virtual clock";
         Err(Error::new(ErrorKind::Config, message)
             .with_context("device", &self.spec.name)
-            .with_context("accesses", TRIAL_ACCESSES)
+            .with_context("accesses", accesses)
             .with_context("host_ns", host_ns)
             .with_context("device_ns", model_ns))
     }
@@ -201,9 +206,11 @@ impl EmulatedDevice {
         let requests: Vec<Request> =
             offsets.iter().map(|&offset| Request { device: 0, operation, offset, nbytes }).collect();
         let mut state = self.lock();
-        let handle = state.schedule.submit(submitted_ns, &requests);
+        // While a debt is open, the model's time is behind this clock by as much.
+        let model_now_ns = submitted_ns.saturating_sub(state.debt.outstanding_ns);
+        let handle = state.schedule.submit(model_now_ns, &requests);
         let due_ns = state.schedule.finish(handle);
-        let model_ns = due_ns.saturating_sub(submitted_ns);
+        let model_ns = due_ns.saturating_sub(model_now_ns);
         if self.clock.is_virtual() {
             drop(state);
             self.clock.wait_until(due_ns);

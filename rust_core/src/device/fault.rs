@@ -3,7 +3,7 @@
 //! The fault model:
 //!
 //! * A *latent read error* belongs to a place: a 4 KiB block is bad or good from (seed, device, block).
-//!   Reading any of it fails with EIO until all of it has been written, which cures it.
+//!   Reading any of it fails with EIO until one write has covered all of it, which cures it.
 //! * A *bit flip* happens at rest, in silence: one bit of a 4 KiB block is stored inverted.
 //! * A *torn write* is acknowledged, but only its first sectors are stored; a sector (512 bytes, or
 //!   what the backend aligns to) is stored whole. A *dropped write* is acknowledged, but not stored.
@@ -13,7 +13,7 @@
 //! * The device becomes *read-only* once so many bytes have been written: writes fail with EROFS.
 //!
 //! Draws are keyed by (seed, device, request number), or by the block where a fault belongs to a
-//! place, so one caller that issues the same requests meets the same faults. What is not modelled:
+//! place, so one caller that issues the same requests meets the same faults. A request that fails takes no time. What is not modelled:
 //! faults of metadata, misdirected writes, and failures that depend on temperature or age.
 
 use std::collections::HashSet;
@@ -73,9 +73,12 @@ impl FaultSpec {
                 ));
             }
         }
-        for (key, value) in [("storm_every_ns", self.storm_every_ns), ("storm_extra_ns", self.storm_extra_ns)] {
-            if value > 1 << 50 {
-                return Err(Error::new(ErrorKind::Config, format!("faults.{key} must be at most 13 days")));
+        for (key, value, most_ns, most) in [
+            ("storm_every_ns", self.storm_every_ns, 86_400_000_000_000, "a day"),
+            ("storm_extra_ns", self.storm_extra_ns, 4_000_000_000, "4 s"),
+        ] {
+            if value > most_ns {
+                return Err(Error::new(ErrorKind::Config, format!("faults.{key} must be at most {most}")));
             }
         }
         if self.storm_duration_ns > self.storm_every_ns {
@@ -172,17 +175,10 @@ impl FaultyBackend {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Counts the requests of a batch up to the one with which the device goes away.
-    fn present(&self, state: &mut FaultState, operation: &str, extents: &[Extent]) -> Result<()> {
-        let limit = self.spec.gone_after_requests.unwrap_or(u64::MAX);
-        let served = limit.saturating_sub(state.requests);
-        match extents.get(usize::try_from(served).unwrap_or(usize::MAX)) {
-            None => Ok(()),
-            Some(extent) => {
-                state.requests = limit;
-                Err(refusal("the device has gone away", libc::ENODEV, operation, extent))
-            }
-        }
+    /// How many requests of a batch are served before the one with which the device goes away.
+    fn served(&self, state: &FaultState, extents: &[Extent]) -> usize {
+        let left = self.spec.gone_after_requests.map_or(u64::MAX, |limit| limit.saturating_sub(state.requests));
+        extents.len().min(usize::try_from(left).unwrap_or(usize::MAX))
     }
 
     fn blocks_of(extent: &Extent) -> std::ops::Range<u64> {
@@ -255,10 +251,12 @@ impl Backend for FaultyBackend {
 
     fn read(&self, batch: IoBatch) -> (IoBatch, Result<()>) {
         let mut state = self.lock();
-        if let Err(error) = self.present(&mut state, "reading", &batch.extents) {
+        let served = self.served(&state, &batch.extents);
+        state.requests += served as u64;
+        if let Some(extent) = batch.extents.get(served) {
+            let error = refusal("the device has gone away", libc::ENODEV, "reading", extent);
             return (batch, Err(error));
         }
-        state.requests += batch.extents.len() as u64;
         if self.spec.latent_error_share > 0.0 {
             let bad = |extent: &&Extent| Self::blocks_of(extent).any(|block| self.is_bad(&state, block));
             if let Some(extent) = batch.extents.iter().find(bad) {
@@ -272,33 +270,37 @@ impl Backend for FaultyBackend {
 
     fn write(&self, mut batch: IoBatch) -> (IoBatch, Result<()>) {
         let mut state = self.lock();
-        if let Err(error) = self.present(&mut state, "writing", &batch.extents) {
-            return (batch, Err(error));
-        }
+        let served = self.served(&state, &batch.extents);
         let (mut kept, mut flips) = (Vec::with_capacity(batch.extents.len()), Vec::new());
-        for extent in &batch.extents {
+        let mut failure = batch
+            .extents
+            .get(served)
+            .map(|extent| refusal("the device has gone away", libc::ENODEV, "writing", extent));
+        for extent in &batch.extents[..served] {
             if self.spec.read_only_after_bytes.is_some_and(|limit| state.written_bytes >= limit) {
-                let error = refusal("the device is worn out and read-only", libc::EROFS, "writing", extent);
-                return (batch, Err(error));
+                failure = Some(refusal("the device is worn out and read-only", libc::EROFS, "writing", extent));
+                break;
             }
             state.written_bytes += extent.nbytes as u64;
             let number = state.requests;
             state.requests += 1;
             if let Some(stored) = self.stored(number, extent) {
-                self.cure(&mut state, &stored);
                 self.flips(number, &stored, &mut flips);
                 kept.push(stored);
             }
         }
-        drop(state);
+        // What came before a request that fails is stored, as on a device.
         let invert = |buffer: &mut [u8]| flips.iter().for_each(|&(byte, mask)| buffer[byte] ^= mask);
         invert(&mut batch.buffer);
         let asked = std::mem::replace(&mut batch.extents, kept);
         let (mut batch, result) = self.inner.write(batch);
+        if result.is_ok() {
+            batch.extents.iter().for_each(|stored| self.cure(&mut state, stored));
+        }
         // The caller's memory is as it was; only what is stored differs.
         invert(&mut batch.buffer);
         batch.extents = asked;
-        (batch, result)
+        (batch, result.and(failure.map_or(Ok(()), Err)))
     }
 
     fn sync(&self) -> Result<()> {

@@ -19,7 +19,8 @@ const OPERATIONS_PER_WRITE_MAX: u64 = 1 << 16;
 struct Unit {
     /// End of the last read.
     read_free_ps: u64,
-    /// End of the background work.
+    /// When the background work begins, and when it ends.
+    background_from_ps: u64,
     background_until_ps: u64,
     /// How long a read waits for that work to be suspended.
     suspend_ps: u64,
@@ -123,7 +124,11 @@ impl Media {
         let place = self.unit_of(page);
         let unit = &mut self.units[place];
         let mut start_ps = arrival_ps.max(unit.read_free_ps);
-        if unit.background_until_ps > start_ps {
+        if start_ps <= unit.background_from_ps && unit.background_until_ps > unit.background_from_ps {
+            // Work that has not begun lets the read go first.
+            unit.background_from_ps += duration_ps;
+            unit.background_until_ps += duration_ps;
+        } else if unit.background_until_ps > start_ps {
             let queued = start_ps <= unit.suspended_until_ps;
             let wait_ps = if queued { 0 } else { unit.suspend_ps.min(unit.background_until_ps - start_ps) };
             start_ps += wait_ps;
@@ -166,11 +171,13 @@ impl Media {
                 });
             }
         }
-        if progress.stalls_on && random_bytes > 0 {
-            if progress.stall_left > random_bytes {
-                progress.stall_left -= random_bytes;
+        let mut random_left = if progress.stalls_on { random_bytes } else { 0 };
+        while random_left > 0 {
+            if progress.stall_left > random_left {
+                progress.stall_left -= random_left;
                 return;
             }
+            random_left -= progress.stall_left;
             progress.stalls += 1;
             progress.stall_left = stall_distance(&spec, progress.key, progress.stalls);
             let place = u128::from(rng::draw(progress.key, 2 * progress.stalls + 1)) * u128::from(units);
@@ -193,6 +200,9 @@ impl Media {
         let start_ps = work.at_ps.max(unit.read_free_ps).max(unit.background_until_ps);
         // Pieces that follow one another are one piece to a read, which waits for the slowest to be suspended.
         unit.suspend_ps = if busy { unit.suspend_ps.max(work.suspend_ps) } else { work.suspend_ps };
+        if !busy {
+            unit.background_from_ps = start_ps;
+        }
         unit.background_until_ps = start_ps + work.duration_ps;
         self.background_busy_ps += work.duration_ps;
     }

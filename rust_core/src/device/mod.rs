@@ -11,6 +11,7 @@ mod quantile;
 mod queue;
 mod spec;
 mod timing;
+mod traffic;
 mod usage;
 mod validate;
 mod workload;
@@ -25,6 +26,7 @@ pub use spec::{
     BackgroundSpec, CostSpec, CurveSpec, DeviceKind, DeviceSpec, DeviceState, HostSpec, PowerSpec, ReadSpec,
     SourceSpec, WearSpec, WriteSpec,
 };
-pub use timing::{BatchHandle, DeviceSnapshot, Operation, Request, Schedule, TimedDevice};
+pub use timing::{BatchHandle, Schedule, TimedDevice};
+pub use traffic::{DeviceSnapshot, Operation, Request};
 pub use usage::{DeviceStats, Energy, StageTimes, Wear};
 pub use workload::{Arrival, KeepGoing, Pattern, PointResult, Workload, run_virtual, run_wall};

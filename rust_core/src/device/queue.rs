@@ -17,7 +17,7 @@ use super::fault::Storms;
 use super::media::Media;
 use super::quantile::QuantileTable;
 use super::spec::DeviceSpec;
-use super::timing::{DeviceSnapshot, Operation};
+use super::traffic::{DeviceSnapshot, Operation};
 use super::write_buffer::WriteBuffer;
 use crate::rng;
 use crate::stats::{DeviceCounters, LatencyHistogram};
@@ -35,6 +35,8 @@ pub(super) struct Entry {
     /// At most 1 GiB.
     pub(super) nbytes: u32,
     pub(super) operation: Operation,
+    /// A later piece of the request before.
+    pub(super) continues: bool,
     /// Comes back with the completion.
     pub(super) tag: u32,
     /// When latency begins to count; `AT_ISSUE`: when the request gets its place in the queue.
@@ -60,9 +62,16 @@ struct Direction {
 }
 
 impl Direction {
-    #[inline]
-    fn command_ps_of(&self, nbytes: u64) -> u64 {
-        if nbytes <= self.small_bytes { self.small_command_ps } else { self.command_ps }
+    /// A request that is ready at `now_ps` passes the controller, which both directions share, and the
+    /// link; gives when it is through.
+    #[inline(always)]
+    fn pass(&mut self, controller_free_ps: &mut u64, now_ps: u64, nbytes: u64) -> u64 {
+        let small = nbytes <= self.small_bytes;
+        self.small_commands += u64::from(small);
+        let command_ps = if small { self.small_command_ps } else { self.command_ps };
+        *controller_free_ps = now_ps.max(*controller_free_ps) + command_ps;
+        self.link_free_ps = self.link_free_ps.max(*controller_free_ps) + self.link.transfer_ps(nbytes);
+        self.link_free_ps
     }
 
     /// Time for which so many commands kept the controller busy.
@@ -221,6 +230,7 @@ impl DeviceQueue {
         place.offset = entry.offset;
         place.nbytes = entry.nbytes;
         place.operation = entry.operation;
+        place.continues = entry.continues;
         place.tag = entry.tag;
         place.arrived_ps = if entry.arrived_ps == AT_ISSUE { now_ps } else { entry.arrived_ps };
         let arrival_ps = now_ps + self.submit_ps;
@@ -354,33 +364,19 @@ impl DeviceQueue {
     fn send_read(&mut self, now_ps: u64, slot: u32) -> u64 {
         let Entry { offset, nbytes, .. } = self.slots[slot as usize];
         let nbytes = u64::from(nbytes);
-        let direction = &mut self.read;
-        let command_ps = direction.command_ps_of(nbytes);
-        let transfer_ps = direction.link.transfer_ps(nbytes);
-        let commanded_ps = now_ps.max(self.controller_free_ps) + command_ps;
-        let end_ps = commanded_ps.max(direction.link_free_ps) + transfer_ps;
-        self.controller_free_ps = commanded_ps;
-        direction.link_free_ps = end_ps;
+        let end_ps = self.read.pass(&mut self.controller_free_ps, now_ps, nbytes);
         self.counters.reads += 1;
-        direction.small_commands += u64::from(nbytes <= direction.small_bytes);
         self.counters.read_bytes += nbytes;
         self.counters.media_read_bytes += self.media_bytes(offset, nbytes);
         end_ps + self.complete_ps
     }
 
     fn take_write(&mut self, now_ps: u64, slot: u32) {
-        let Entry { offset, nbytes, .. } = self.slots[slot as usize];
+        let Entry { offset, nbytes, continues, .. } = self.slots[slot as usize];
         let nbytes = u64::from(nbytes);
-        let direction = &mut self.write;
-        let command_ps = direction.command_ps_of(nbytes);
-        let transfer_ps = direction.link.transfer_ps(nbytes);
-        let commanded_ps = now_ps.max(self.controller_free_ps) + command_ps;
-        let received_ps = commanded_ps.max(direction.link_free_ps) + transfer_ps;
-        self.controller_free_ps = commanded_ps;
-        direction.link_free_ps = received_ps;
-
+        let received_ps = self.write.pass(&mut self.controller_free_ps, now_ps, nbytes);
         let media_bytes = self.media_bytes(offset, nbytes);
-        let buffered = self.buffer.take(received_ps, offset, nbytes, media_bytes);
+        let buffered = self.buffer.take(received_ps, offset, nbytes, media_bytes, continues);
         let acknowledge_ps = PS_PER_NS
             * match &self.acknowledge_quantiles {
                 None => self.spec.write.acknowledge_ns,
@@ -392,7 +388,6 @@ impl DeviceQueue {
         self.media.drained(buffered.drained_ps, buffered.amplified_bytes, random_bytes);
 
         self.counters.writes += 1;
-        self.write.small_commands += u64::from(nbytes <= self.write.small_bytes);
         self.counters.write_bytes += nbytes;
         self.counters.media_write_bytes += buffered.amplified_bytes;
         self.counters.drain_busy_ps += buffered.drain_ps;
@@ -417,6 +412,11 @@ impl DeviceQueue {
     /// Begins as after a long time of random writing.
     pub(super) fn fill_write_buffer(&mut self) {
         self.buffer.fill();
+    }
+
+    /// Requests that wait for a place in the queue.
+    pub(super) fn waiting(&self) -> usize {
+        self.waiting.len()
     }
 
     /// A measured window begins: latencies so far do not count.

@@ -6,8 +6,6 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 
 use super::quantile::QuantileTable;
-use super::validate;
-use crate::error::{Error, ErrorKind, Result};
 use crate::units::transfer_ns;
 
 /// How a device is addressed.
@@ -234,35 +232,6 @@ pub struct DeviceSpec {
 }
 
 impl DeviceSpec {
-    /// Reads and validates a device file: every number needs a source.
-    pub fn from_toml(text: &str) -> Result<Self> {
-        let wrong = |error: toml::de::Error| {
-            let place = error.span().map_or(0, |span| span.start);
-            let line = text.get(..place).unwrap_or_default().matches('\n').count();
-            Error::new(ErrorKind::Config, format!("not a device file: {}", error.message()))
-                .with_context("line", line + 1)
-                .with_context("text", text.lines().nth(line).unwrap_or_default().trim())
-        };
-        let spec: Self = toml::from_str(text).map_err(wrong)?;
-        let document: toml::Table = toml::from_str(text).map_err(wrong)?;
-        spec.validate()?;
-        validate::sources(&spec, &document)?;
-        Ok(spec)
-    }
-
-    /// Reads and validates the JSON form that Python hands over.
-    pub fn from_json(text: &str) -> Result<Self> {
-        let spec: Self = serde_json::from_str(text)
-            .map_err(|error| Error::new(ErrorKind::Config, format!("not a device specification: {error}")))?;
-        spec.validate()?;
-        Ok(spec)
-    }
-
-    /// Refuses numbers that contradict each other or that the model cannot use.
-    pub fn validate(&self) -> Result<()> {
-        validate::numbers(self)
-    }
-
     /// Whether latencies come from measured curves instead of units, controller and link.
     pub fn has_curves(&self) -> bool {
         !self.curves.is_empty()

@@ -1,7 +1,7 @@
 //! What follows from the counters of a run: utilisation, wear, energy, cost.
 
 use super::spec::DeviceSpec;
-use super::timing::DeviceSnapshot;
+use super::traffic::DeviceSnapshot;
 use crate::backend::BackendInfo;
 use crate::stats::{DeviceCounters, LatencyHistogram};
 use crate::units::PS_PER_NS;

@@ -1,6 +1,6 @@
-//! Which numbers of a device go together. Every refusal names the key.
+//! From text to a device: which numbers go together, and that each has a source. Every refusal names the key.
 
-use super::spec::{DeviceKind, DeviceSpec, SourceSpec};
+use super::spec::{DeviceKind, DeviceSpec, DeviceState, SourceSpec};
 use crate::error::{Error, ErrorKind, Result};
 
 /// Durations are counted in picoseconds in 64 bits, and a latency draw in 32 bits of nanoseconds.
@@ -14,8 +14,38 @@ const BANDWIDTH_BYTES_PER_S_MIN: u64 = 1_000_000;
 
 type Problem = (&'static str, &'static str);
 
-/// Refuses numbers that contradict each other or that the model cannot use.
-pub(super) fn numbers(spec: &DeviceSpec) -> Result<()> {
+impl DeviceSpec {
+    /// Reads and validates a device file: every number needs a source.
+    pub fn from_toml(text: &str) -> Result<Self> {
+        let wrong = |error: toml::de::Error| {
+            let place = error.span().map_or(0, |span| span.start);
+            let line = text.get(..place).unwrap_or_default().matches('\n').count();
+            Error::new(ErrorKind::Config, format!("not a device file: {}", error.message()))
+                .with_context("line", line + 1)
+                .with_context("text", text.lines().nth(line).unwrap_or_default().trim())
+        };
+        let spec: Self = toml::from_str(text).map_err(wrong)?;
+        let document: toml::Table = toml::from_str(text).map_err(wrong)?;
+        spec.validate()?;
+        sources(&spec, &document)?;
+        Ok(spec)
+    }
+
+    /// Reads and validates the JSON form that Python hands over.
+    pub fn from_json(text: &str) -> Result<Self> {
+        let spec: Self = serde_json::from_str(text)
+            .map_err(|error| Error::new(ErrorKind::Config, format!("not a device specification: {error}")))?;
+        spec.validate()?;
+        Ok(spec)
+    }
+
+    /// Refuses numbers that contradict each other or that the model cannot use.
+    pub fn validate(&self) -> Result<()> {
+        numbers(self)
+    }
+}
+
+fn numbers(spec: &DeviceSpec) -> Result<()> {
     let checks = [ranges, geometry, latency, acknowledge, background, wear_and_power, curves];
     match checks.iter().find_map(|check| check(spec).err()) {
         None => Ok(()),
@@ -211,6 +241,11 @@ fn background(spec: &DeviceSpec) -> std::result::Result<(), Problem> {
         if work.erase_bytes > 0 {
             ns_per_byte += work.erase_ns as f64 / work.erase_bytes as f64;
         }
+        if work.stall_every_bytes > 0 && !sequential && spec.state == DeviceState::Steady {
+            // A stall comes per byte written, not per byte on the medium.
+            let per_byte = work.stall_ns as f64 / work.stall_every_bytes as f64;
+            ns_per_byte += per_byte * 100.0 / spec.write_amplification_percent(false) as f64;
+        }
         refuse_if(
             bytes_per_s * ns_per_byte * 1e-9 > f64::from(spec.units),
             "background.program_ns",
@@ -261,7 +296,7 @@ fn curves(spec: &DeviceSpec) -> std::result::Result<(), Problem> {
 }
 
 /// Refuses a file in which a number has no source, or a source has no number.
-pub(super) fn sources(spec: &DeviceSpec, document: &toml::Table) -> Result<()> {
+fn sources(spec: &DeviceSpec, document: &toml::Table) -> Result<()> {
     let mut paths = Vec::new();
     leaves(document, "", &mut paths);
     let fail = |key: &str, why: &str| {
@@ -286,8 +321,14 @@ pub(super) fn sources(spec: &DeviceSpec, document: &toml::Table) -> Result<()> {
 
 fn check_source(path: &str, source: &SourceSpec) -> Result<()> {
     let known = ["datasheet", "measured", "derived", "assumed"].contains(&source.kind.as_str());
-    if !known || source.reference.is_empty() || source.date.is_empty() {
-        let why = "needs a kind (datasheet, measured, derived or assumed), a ref and a date";
+    let date = source.date.as_bytes();
+    let dated = date.len() == 10
+        && date.iter().enumerate().all(|(n, byte)| match n {
+            4 | 7 => *byte == b'-',
+            _ => byte.is_ascii_digit(),
+        });
+    if !known || source.reference.is_empty() || !dated {
+        let why = "needs a kind (datasheet, measured, derived or assumed), a ref and a date such as 2026-11-24";
         return Err(Error::new(ErrorKind::Config, format!("source.\"{path}\" {why}")));
     }
     Ok(())

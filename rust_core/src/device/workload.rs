@@ -8,7 +8,7 @@ use super::curve::CurveFamily;
 use super::lateness::Lateness;
 use super::queue::{AT_ISSUE, Completion, DeviceQueue, Entry};
 use super::spec::{DeviceKind, DeviceSpec};
-use super::timing::{DeviceSnapshot, Operation};
+use super::traffic::{DeviceSnapshot, Operation};
 use super::usage::DeviceStats;
 use crate::backend::{AlignedBuffer, Backend, BackendConfig, BackendInfo, Extent, IoBatch, open_backend};
 use crate::clock::Clock;
@@ -17,12 +17,17 @@ use crate::rng;
 use crate::stats::{DeviceCounters, LatencyHistogram};
 use crate::units::{PS_PER_NS, round_up};
 
-/// The caller is asked whether to go on after so many requests.
-const EVENTS_PER_QUESTION: u32 = 1 << 16;
-/// Operations of one point at most: with warm-up, they still fit in every counter.
+/// The caller is asked whether to go on after so many media accesses.
+const ACCESSES_PER_QUESTION: u64 = 1 << 20;
+/// Operations of one point at most.
 const OPERATIONS_MAX: u64 = 1 << 40;
-/// An open loop keeps up if it completes at least this share of what arrives.
-const KEEPS_UP_SHARE: f64 = 0.98;
+/// Virtual time ends here, at 53 days: an arrival or a completion beyond would leave its 64 bits.
+const TIME_PS_MAX: u64 = 1 << 62;
+/// More requests than this may not wait for a place in the queue of a device.
+const WAITING_MAX: usize = 1 << 22;
+/// An open loop does not keep up if so many requests wait at once: this share of all, and this many queues.
+const BACKLOG_SHARE: u64 = 200;
+const BACKLOG_QUEUES: u64 = 4;
 
 /// Where requests go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -76,9 +81,12 @@ pub struct PointResult {
     pub latency: LatencyHistogram,
     /// Operations in the window.
     pub operations: u64,
+    /// Accesses of one page that an operation on a byte-addressable device makes, each with its own
+    /// latency and its own place in the queue; 1 for block devices.
+    pub accesses_per_operation: u64,
     /// Length of the window.
     pub elapsed_ps: u64,
-    /// Whether requests arrived faster than the device serves them.
+    /// Whether requests arrived faster than the device serves them: a backlog grew.
     pub saturated: bool,
     /// How punctual a run in real time was.
     pub lateness: Lateness,
@@ -121,6 +129,11 @@ impl Workload {
         }
     }
 
+    /// Pieces of one page in which a request goes to a byte-addressable device; 1 for block devices.
+    fn pieces(&self, spec: &DeviceSpec) -> u64 {
+        if spec.kind == DeviceKind::Byte { self.block_bytes.div_ceil(spec.page_bytes) } else { 1 }
+    }
+
     fn queue_depth(&self, spec: &DeviceSpec) -> usize {
         match self.arrival {
             Arrival::QueueDepth(depth) => depth as usize,
@@ -139,11 +152,9 @@ impl Workload {
 
     /// A tenth of the operations, twice the queue, and twice the write buffer if there are writes.
     fn warm_up(&self, spec: &DeviceSpec) -> u64 {
-        let buffered = if self.read_percent == 100 {
-            0
-        } else {
-            spec.write.buffer_bytes * 100 / (self.block_bytes * u64::from(100 - self.read_percent))
-        };
+        let per_write = self.block_bytes * u64::from(100 - self.read_percent);
+        let buffered = (u128::from(spec.write.buffer_bytes) * 100).checked_div(u128::from(per_write)).unwrap_or(0);
+        let buffered = u64::try_from(buffered).unwrap_or(u64::MAX).min(OPERATIONS_MAX);
         self.warm_up.unwrap_or(self.operations / 10 + 2 * self.queue_depth(spec) as u64 + 2 * buffered)
     }
 }
@@ -153,31 +164,51 @@ struct Requests {
     workload: Workload,
     places: u64,
     keys: [u64; 3],
+    /// Pieces of a request, and their size.
+    pieces: u64,
+    piece_bytes: u64,
 }
 
 impl Requests {
-    fn new(workload: Workload) -> Self {
+    fn new(workload: Workload, spec: &DeviceSpec) -> Self {
         let key = |index: u64| rng::stream(workload.seed, 0x6c6f_6164 + index);
-        Self { workload, places: workload.span_bytes / workload.block_bytes, keys: [key(0), key(1), key(2)] }
+        let pieces = workload.pieces(spec);
+        Self {
+            workload,
+            places: workload.span_bytes / workload.block_bytes,
+            keys: [key(0), key(1), key(2)],
+            pieces,
+            piece_bytes: if pieces == 1 { workload.block_bytes } else { spec.page_bytes },
+        }
     }
 
+    /// Piece `number` of the load; a piece is a whole request of a block device.
     #[inline]
     fn entry(&self, number: u64, arrived_ps: u64) -> Entry {
         let workload = &self.workload;
+        let (request, piece) =
+            if self.pieces == 1 { (number, 0) } else { (number / self.pieces, number % self.pieces) };
         let place = match workload.pattern {
-            Pattern::Sequential => number % self.places,
-            Pattern::Random => ((u128::from(rng::draw(self.keys[0], number)) * u128::from(self.places)) >> 64) as u64,
+            Pattern::Sequential => request % self.places,
+            Pattern::Random => ((u128::from(rng::draw(self.keys[0], request)) * u128::from(self.places)) >> 64) as u64,
         };
         let operation = match workload.read_percent {
             100 => Operation::Read,
             0 => Operation::Write,
             percent => {
-                let drawn = (u128::from(rng::draw(self.keys[1], number)) * 100) >> 64;
+                let drawn = (u128::from(rng::draw(self.keys[1], request)) * 100) >> 64;
                 if drawn < u128::from(percent) { Operation::Read } else { Operation::Write }
             }
         };
-        let nbytes = workload.block_bytes;
-        Entry { operation, offset: place * nbytes, nbytes: nbytes as u32, tag: 0, arrived_ps }
+        let first = piece * self.piece_bytes;
+        Entry {
+            operation,
+            continues: piece > 0,
+            offset: place * workload.block_bytes + first,
+            nbytes: (workload.block_bytes - first).min(self.piece_bytes) as u32,
+            tag: 0,
+            arrived_ps,
+        }
     }
 
     /// Time between arrivals `number` and `number + 1` of an open loop.
@@ -195,18 +226,36 @@ struct Window {
     begin_ps: u64,
     end_ps: u64,
     counters: DeviceCounters,
+    /// Most requests that waited for a place in the queue at once.
+    backlog: u64,
 }
 
 impl Window {
     fn new(workload: &Workload, spec: &DeviceSpec) -> Self {
         Self {
-            warm_up: workload.warm_up(spec),
-            operations: workload.operations,
+            warm_up: workload.warm_up(spec) * workload.pieces(spec),
+            operations: workload.operations * workload.pieces(spec),
             completed: 0,
             begin_ps: 0,
             end_ps: 0,
             counters: DeviceCounters::default(),
+            backlog: 0,
         }
+    }
+
+    /// Arrivals beyond these cannot complete within the window.
+    fn arrivals_max(&self, queue_depth: usize) -> u64 {
+        self.warm_up + self.operations + queue_depth as u64
+    }
+
+    /// Notes how many requests wait.
+    fn note_backlog(&mut self, waiting: usize, spec: &DeviceSpec) -> Result<()> {
+        self.backlog = self.backlog.max(waiting as u64);
+        if waiting <= WAITING_MAX {
+            return Ok(());
+        }
+        let message = "requests arrive so much faster than the device serves them that too many wait; lower the rate";
+        Err(Error::new(ErrorKind::Config, message).with_context("device", &spec.name).with_context("waiting", waiting))
     }
 
     fn is_open(&self) -> bool {
@@ -234,57 +283,84 @@ impl Window {
 /// Asked now and then whether to go on; an `Err` ends the run with it.
 pub type KeepGoing<'a> = &'a mut dyn FnMut() -> Result<()>;
 
+/// Asks after so much work, counted in media accesses.
+struct Ask<'a> {
+    keep_going: KeepGoing<'a>,
+    accesses: u64,
+    left: u64,
+}
+
+impl<'a> Ask<'a> {
+    fn new(spec: &DeviceSpec, workload: &Workload, keep_going: KeepGoing<'a>) -> Self {
+        let accesses = workload.block_bytes.div_ceil(spec.page_bytes).max(1);
+        Self { keep_going, accesses, left: ACCESSES_PER_QUESTION }
+    }
+
+    #[inline]
+    fn now_and_then(&mut self) -> Result<()> {
+        self.left = self.left.saturating_sub(self.accesses);
+        if self.left > 0 {
+            return Ok(());
+        }
+        self.left = ACCESSES_PER_QUESTION;
+        (self.keep_going)()
+    }
+}
+
 /// Runs a load in virtual time.
 pub fn run_virtual(spec: &DeviceSpec, workload: &Workload, keep_going: KeepGoing<'_>) -> Result<PointResult> {
     workload.validate(spec)?;
     if spec.has_curves() {
         return Ok(run_curve(spec, workload));
     }
-    let requests = Requests::new(*workload);
+    let requests = Requests::new(*workload, spec);
     let mut queue = workload.queue(spec);
     let mut window = Window::new(workload, spec);
     let mut number = 0;
-    let mut questions = EVENTS_PER_QUESTION;
+    let mut ask = Ask::new(spec, workload, keep_going);
     match workload.arrival {
         Arrival::QueueDepth(depth) => {
             while number < u64::from(depth) {
                 queue.submit(0, requests.entry(number, AT_ISSUE));
                 number += 1;
             }
-            while let Some(completion) = queue.next_completion(u64::MAX) {
+            while let Some(completion) = queue.next_completion(TIME_PS_MAX) {
                 queue.submit(completion.completed_ps, requests.entry(number, AT_ISSUE));
                 number += 1;
                 if window.count(&mut queue, completion.completed_ps) {
                     break;
                 }
-                questions -= 1;
-                if questions == 0 {
-                    questions = EVENTS_PER_QUESTION;
-                    keep_going()?;
-                }
+                ask.now_and_then()?;
             }
         }
         Arrival::RatePerSecond(rate) => {
+            let arrivals = window.arrivals_max(workload.queue_depth(spec));
             let mut arrival_ps = requests.gap_ps(0, rate);
-            loop {
-                while let Some(completion) = queue.next_completion(arrival_ps) {
-                    if window.count(&mut queue, completion.completed_ps) {
+            while !window.is_over() {
+                let Some(completion) = queue.next_completion(arrival_ps.min(TIME_PS_MAX)) else {
+                    if arrival_ps > TIME_PS_MAX {
                         break;
                     }
-                }
-                if window.is_over() {
-                    break;
-                }
-                queue.submit(arrival_ps, requests.entry(number, arrival_ps));
-                number += 1;
-                arrival_ps += requests.gap_ps(number, rate);
-                questions -= 1;
-                if questions == 0 {
-                    questions = EVENTS_PER_QUESTION;
-                    keep_going()?;
-                }
+                    for _ in 0..requests.pieces {
+                        queue.submit(arrival_ps, requests.entry(number, arrival_ps));
+                        number += 1;
+                    }
+                    window.note_backlog(queue.waiting(), spec)?;
+                    arrival_ps += requests.gap_ps(number, rate);
+                    if number >= arrivals {
+                        arrival_ps = u64::MAX;
+                    }
+                    ask.now_and_then()?;
+                    continue;
+                };
+                window.count(&mut queue, completion.completed_ps);
+                ask.now_and_then()?;
             }
         }
+    }
+    if !window.is_over() {
+        let message = "the load takes more virtual time than 53 days; use fewer operations or a higher rate";
+        return Err(Error::new(ErrorKind::Config, message).with_context("device", &spec.name));
     }
     let snapshot = queue.snapshot(window.end_ps);
     let mut latency = snapshot.read_latency.clone();
@@ -299,7 +375,7 @@ fn run_curve(spec: &DeviceSpec, workload: &Workload) -> PointResult {
     let pages = workload.block_bytes.div_ceil(spec.page_bytes);
     let media_bytes = (pages * spec.page_bytes) as f64;
     let point = match workload.arrival {
-        Arrival::QueueDepth(depth) => family.closed(read_share, u64::from(depth) * pages),
+        Arrival::QueueDepth(depth) => family.closed(read_share, u64::from(depth)),
         Arrival::RatePerSecond(rate) => family.open(read_share, rate * media_bytes * 1e-9),
     };
     let per_ns = point.bytes_per_ns / media_bytes;
@@ -335,6 +411,7 @@ fn run_curve(spec: &DeviceSpec, workload: &Workload) -> PointResult {
         stats: DeviceStats::new(spec, info, snapshot, elapsed_ps / PS_PER_NS, workload.span_bytes),
         latency,
         operations,
+        accesses_per_operation: pages,
         elapsed_ps,
         saturated: point.saturated && matches!(workload.arrival, Arrival::RatePerSecond(_)),
         lateness: Lateness::default(),
@@ -353,7 +430,7 @@ pub fn run_wall(spec: &DeviceSpec, workload: &Workload, keep_going: KeepGoing<'_
     let alignment = AlignedBuffer::ALIGNMENT_BYTES as u64;
     let backend = open_backend(&BackendConfig::ram(), round_up(workload.span_bytes, alignment))?;
     let mut mover = Mover { backend, batch: Some(empty_batch(workload.block_bytes)) };
-    let requests = Requests::new(*workload);
+    let requests = Requests::new(*workload, spec);
     let mut queue = workload.queue(spec);
     let mut window = Window::new(workload, spec);
     let (mut latency, mut lateness) = (LatencyHistogram::default(), Lateness::default());
@@ -364,7 +441,7 @@ pub fn run_wall(spec: &DeviceSpec, workload: &Workload, keep_going: KeepGoing<'_
     match workload.arrival {
         Arrival::QueueDepth(depth) => {
             while number < u64::from(depth) {
-                submit(&mut queue, &mut mover, requests.entry(number, AT_ISSUE), clock.now_ns())?;
+                submit(&mut queue, &mut mover, requests.entry(number, AT_ISSUE), clock.now_ns() * PS_PER_NS)?;
                 number += 1;
             }
         }
@@ -382,10 +459,14 @@ pub fn run_wall(spec: &DeviceSpec, workload: &Workload, keep_going: KeepGoing<'_
         }
         let at_ps = queue.next_event_ps();
         if arrival_ps < at_ps.min(now_ns * PS_PER_NS) {
-            // Latency counts from the arrival, however late this thread comes to it.
-            submit(&mut queue, &mut mover, requests.entry(number, arrival_ps), now_ns)?;
+            // By the model it arrives on time, however late this thread comes to it; the lag shows as lateness.
+            submit(&mut queue, &mut mover, requests.entry(number, arrival_ps), arrival_ps)?;
             number += 1;
+            window.note_backlog(queue.waiting(), spec)?;
             arrival_ps += requests.gap_ps(number, rate);
+            if number >= window.arrivals_max(workload.queue_depth(spec)) {
+                arrival_ps = u64::MAX;
+            }
             continue;
         }
         if at_ps > now_ns * PS_PER_NS {
@@ -405,7 +486,7 @@ pub fn run_wall(spec: &DeviceSpec, workload: &Workload, keep_going: KeepGoing<'_
             break;
         }
         if rate == 0.0 {
-            submit(&mut queue, &mut mover, requests.entry(number, AT_ISSUE), clock.now_ns())?;
+            submit(&mut queue, &mut mover, requests.entry(number, AT_ISSUE), clock.now_ns() * PS_PER_NS)?;
             number += 1;
         }
     }
@@ -424,8 +505,8 @@ fn empty_batch(nbytes: u64) -> IoBatch {
     IoBatch { buffer: AlignedBuffer::zeroed(nbytes as usize), extents: vec![extent] }
 }
 
-fn submit(queue: &mut DeviceQueue, mover: &mut Mover, entry: Entry, now_ns: u64) -> Result<()> {
-    queue.submit(now_ns * PS_PER_NS, entry);
+fn submit(queue: &mut DeviceQueue, mover: &mut Mover, entry: Entry, now_ps: u64) -> Result<()> {
+    queue.submit(now_ps, entry);
     let mut batch = mover.batch.take().unwrap_or_else(|| empty_batch(u64::from(entry.nbytes)));
     batch.extents[0].offset = entry.offset;
     let (batch, outcome) = match entry.operation {
@@ -448,13 +529,15 @@ fn result(
     snapshot.counters = snapshot.counters.since(&window.counters);
     let elapsed_ps = window.end_ps - window.begin_ps;
     let info = BackendInfo { engine, direct: false, fallback_reason: String::new() };
-    let served = window.operations as f64 * 1e12 / elapsed_ps.max(1) as f64;
+    let total = window.warm_up + window.operations;
+    let overrun = (total / BACKLOG_SHARE).max(BACKLOG_QUEUES * workload.queue_depth(spec) as u64);
     PointResult {
         stats: DeviceStats::new(spec, info, snapshot, elapsed_ps / PS_PER_NS, workload.span_bytes),
         latency,
-        operations: window.operations,
+        operations: workload.operations,
+        accesses_per_operation: workload.pieces(spec),
         elapsed_ps,
-        saturated: matches!(workload.arrival, Arrival::RatePerSecond(rate) if served < rate * KEEPS_UP_SHARE),
+        saturated: window.backlog > overrun,
         lateness,
     }
 }

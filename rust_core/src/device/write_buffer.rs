@@ -44,6 +44,7 @@ pub(super) struct WriteBuffer {
     /// When the last write found room; later writes do not overtake it.
     room_ps: u64,
     last_end: u64,
+    last_was_sequential: bool,
 }
 
 impl WriteBuffer {
@@ -60,6 +61,7 @@ impl WriteBuffer {
             held_bytes: 0,
             room_ps: 0,
             last_end: u64::MAX,
+            last_was_sequential: false,
         }
     }
 
@@ -73,9 +75,18 @@ impl WriteBuffer {
         }
     }
 
-    /// Takes a write of `nbytes` at `offset`, of `media_bytes` in whole granules, that was received at `received_ps`.
-    pub(super) fn take(&mut self, received_ps: u64, offset: u64, nbytes: u64, media_bytes: u64) -> Buffered {
-        let sequential = offset == self.last_end;
+    /// Takes a write of `nbytes` at `offset`, of `media_bytes` in whole granules, that was received at
+    /// `received_ps`. A piece that continues the request before is as sequential as that was.
+    pub(super) fn take(
+        &mut self,
+        received_ps: u64,
+        offset: u64,
+        nbytes: u64,
+        media_bytes: u64,
+        continues: bool,
+    ) -> Buffered {
+        let sequential = if continues { self.last_was_sequential } else { offset == self.last_end };
+        self.last_was_sequential = sequential;
         self.last_end = offset + nbytes;
         let Drain { rate, amplification_percent } = self.drains[usize::from(sequential)];
         let drain_ps = rate.transfer_ps(media_bytes);

@@ -1,0 +1,36 @@
+//! What is asked of a device, and what is kept of it.
+
+use crate::stats::{DeviceCounters, LatencyHistogram};
+
+/// What a request does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Operation {
+    /// Bytes come from the device.
+    Read,
+    /// Bytes go to the device.
+    Write,
+}
+
+/// One request to one device of the schedule.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Request {
+    /// Position of the device in the schedule.
+    pub device: usize,
+    /// Direction.
+    pub operation: Operation,
+    /// First byte.
+    pub offset: u64,
+    /// Length; not zero.
+    pub nbytes: u64,
+}
+
+/// What one device did so far.
+#[derive(Debug, Clone, Default)]
+pub struct DeviceSnapshot {
+    /// Counters.
+    pub counters: DeviceCounters,
+    /// Latency of reads, from issue to completion.
+    pub read_latency: LatencyHistogram,
+    /// Latency of writes, from issue to acknowledgement.
+    pub write_latency: LatencyHistogram,
+}
