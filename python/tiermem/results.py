@@ -108,17 +108,24 @@ def record(
 def write_text(path: Path, text: str) -> None:
     """Writes a file whole or not at all: to a temporary name in the same folder, then renamed.
 
+    A link is followed, a file keeps its mode, and what is not a file (a pipe, a device) is written to.
+
     Raises:
-        TiermemError: if the folder cannot be written; nothing is left behind.
+        TiermemError: if it cannot be written; nothing half-written is left behind.
     """
     temporary: str | None = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        target = path.resolve()
+        if target.exists() and not target.is_file():
+            target.write_text(text, encoding="utf-8")
+            return
+        mode = target.stat().st_mode & 0o777 if target.exists() else 0o644
+        target.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             file.write(text)
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
+        Path(temporary).chmod(mode)
+        Path(temporary).replace(target)
     except OSError as error:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)

@@ -238,8 +238,11 @@ def test_doctor_and_data_list(capsys: pytest.CaptureFixture[str]) -> None:
             "between 0 and 100",
         ),
         (["device", "bench", "nand-p3700", "--block-bytes", "2TB"], 2, "the block size lies between"),
-        (["device", "bench", "nand-p3700", "--span", "1KiB"], 2, "must fit in the span"),
-        (["device", "bench", "nand-p3700", "--ops", "0"], 2, "must be at least 1"),
+        (["device", "bench", "nand-p3700", "--span", "1024"], 2, "has no room for a request of 4,096"),
+        (["device", "bench", "nand-p3700", "--span", "2TB"], 2, "nand-p3700 has 800,000,000,000"),
+        (["device", "bench", "nand-p3700", "--queue-depth", ""], 2, "is not a list of numbers"),
+        ([*FIT, "--name", "a b"], 2, "--name takes letters, digits"),
+        (["device", "bench", "nand-p3700", "--ops", "0"], 2, "the number of operations lies between 1 and"),
         (["device", "bench", "dram-ddr4-2933", "--clock", "wall"], 2, "cannot be imitated access by access"),
         (
             ["device", "bench", "nand-p3700", "--ops", "9", "--csv", "/proc/nothing/x.csv"],

@@ -2,6 +2,7 @@
 
 import doctest
 import importlib
+import os
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiermem import results, units
 from tiermem.errors import ConfigError, TiermemError
+from tiermem.results import write_text
 
 
 @pytest.mark.parametrize(
@@ -91,3 +93,25 @@ def test_a_record_that_is_not_there_or_not_one(tmp_path: Path) -> None:
     (tmp_path / "record.json").write_text('{"record_version": 99}')
     with pytest.raises(TiermemError, match="version 99"):
         results.read_record(tmp_path)
+
+
+def test_what_is_written_follows_links_keeps_modes_and_leaves_pipes_alone(tmp_path: Path) -> None:
+    """A device node once became a file, because a file was renamed over it."""
+    real, link = tmp_path / "real", tmp_path / "link"
+    real.write_text("old")
+    real.chmod(0o600)
+    link.symlink_to(real)
+    write_text(link, "new")
+    assert link.is_symlink()
+    assert real.read_text() == "new"
+    assert real.stat().st_mode & 0o777 == 0o600
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    write_text(pipe, "hello")
+    assert os.read(reader, 10) == b"hello"
+    os.close(reader)
+    assert pipe.is_fifo()
+    with pytest.raises(TiermemError, match="cannot write"):
+        write_text(tmp_path, "a directory")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "pipe", "real"]

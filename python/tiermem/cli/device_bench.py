@@ -98,22 +98,22 @@ def _numbers(option: str, text: str, kind: type) -> list[Any]:
     return found
 
 
+def _size(text: str) -> int:
+    return parse_bytes(int(text) if text.isdecimal() else text)
+
+
 def _loads(options: argparse.Namespace, spec: DeviceSpec) -> "list[Load]":
     from tiermem.emulator import Load  # noqa: PLC0415 (loads the extension)
 
-    if options.block_bytes is None:
-        block_bytes = spec.read.reference_bytes
-    else:
-        text = options.block_bytes
-        block_bytes = parse_bytes(int(text) if text.isdecimal() else text)
-    if block_bytes < 1 or options.ops < 1:
-        raise ConfigError("--block-bytes and --ops must be at least 1")
+    block_bytes = spec.read.reference_bytes if options.block_bytes is None else _size(options.block_bytes)
     if options.rate_iops is not None:
         how: list[dict[str, Any]] = [
             {"rate_iops": rate} for rate in _numbers("--rate-iops", options.rate_iops, float)
         ]
     else:
-        depths = _numbers("--queue-depth", options.queue_depth or _DEPTHS, int)
+        depths = _numbers(
+            "--queue-depth", _DEPTHS if options.queue_depth is None else options.queue_depth, int
+        )
         how = [{"queue_depth": depth} for depth in depths]
     return [
         Load(
@@ -121,7 +121,7 @@ def _loads(options: argparse.Namespace, spec: DeviceSpec) -> "list[Load]":
             block_bytes=block_bytes,
             read_percent=options.read_percent,
             operations=options.ops,
-            span=options.span,
+            span=_size(options.span),
             seed=options.seed,
             **each,
         )
@@ -147,6 +147,12 @@ def _run(options: argparse.Namespace) -> int:
     )
     rows = [point.row() for point in points]
     output.table(_table(title, points, wide=output.console.width >= _WIDE))
+    accesses = points[0].accesses_per_operation
+    if accesses > 1:
+        output.result(
+            f"latency and queue depth are those of accesses of {spec.page_bytes} bytes, of which a request"
+            f" makes {accesses}"
+        )
     _check_littles_law(output, points)
     if options.clock == "wall" and any(row["late_fraction"] > _LATE_SHARE_MAX for row in rows):
         output.result(

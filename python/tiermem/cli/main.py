@@ -41,6 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The reader of a pipe went away; nobody is left to tell.
         sys.stderr.close()
         return 1
+    except OSError as error:
+        return _fail(f"cannot write the output: {error.strerror}", 1)
     return code
 
 

@@ -32,7 +32,8 @@ def resolve(kind: Kind, name_or_path: str | os.PathLike[str]) -> Path:
     if text.endswith(".toml") or os.sep in text:
         path = Path(text)
         if not path.is_file():
-            raise ConfigError(f"there is no file {text}")
+            what = "is a directory, not a file" if path.is_dir() else "does not exist"
+            raise ConfigError(f"there is no file {text}: it {what}")
         return path
     path = _folder(kind) / f"{text}.toml"
     if path.is_file():

@@ -43,7 +43,9 @@ class Load:
         if (self.queue_depth is None) == (self.rate_iops is None):
             raise ConfigError("give a queue depth (closed loop) or a rate (open loop), and not both")
         if self.read_percent is not None and self.operation != "randrw":
-            raise ConfigError(f"a share of reads goes with randrw, not with {self.operation}")
+            raise ConfigError(
+                f"a share of reads (--read-percent) goes with randrw, not with {self.operation}"
+            )
         if self.rate_iops is not None and not 1e-3 <= self.rate_iops <= 1e12:
             raise ConfigError(
                 f"the rate lies between 0.001 and 10^12 operations a second, got {self.rate_iops}"
@@ -51,12 +53,24 @@ class Load:
         for name, value, most in (
             ("the share of reads", self.read_percent, 100),
             ("the seed", self.seed, 2**64 - 1),
+        ):
+            if value is not None and not 0 <= value <= most:
+                raise ConfigError(f"{name} lies between 0 and {most:,}, got {value:,}")
+        for name, value, most in (
             ("the queue depth", self.queue_depth, 2**20),
             ("the block size", self.block_bytes, 2**30),
             ("the number of operations", self.operations, 2**40),
         ):
-            if value is not None and not 0 <= value <= most:
-                raise ConfigError(f"{name} lies between 0 and {most:,}, got {value:,}")
+            if value is not None and not 1 <= value <= most:
+                raise ConfigError(f"{name} lies between 1 and {most:,}, got {value:,}")
+
+    def _span_bytes(self, spec: DeviceSpec) -> int:
+        nbytes = parse_bytes(self.span)
+        if nbytes > spec.capacity_bytes:
+            raise ConfigError(f"the span is {nbytes:,} bytes, and {spec.name} has {spec.capacity_bytes:,}")
+        if nbytes < self.block_bytes:
+            raise ConfigError(f"a span of {nbytes:,} bytes has no room for a request of {self.block_bytes:,}")
+        return nbytes
 
     def document(self, spec: DeviceSpec) -> dict[str, Any]:
         """The form that the extension reads."""
@@ -69,7 +83,7 @@ class Load:
             "pattern": "sequential" if self.operation.startswith("seq") else "random",
             "read_percent": read_percent,
             "block_bytes": self.block_bytes,
-            "span_bytes": min(parse_bytes(self.span), spec.capacity_bytes),
+            "span_bytes": self._span_bytes(spec),
             "arrival": closed if self.rate_iops is None else {"rate_per_second": float(self.rate_iops)},
             "operations": self.operations,
             "seed": self.seed,
@@ -122,6 +136,7 @@ class BenchPoint:
             "iops_times_mean_latency": self.outstanding,
             "saturated": self.saturated,
             "operations": self.load.operations,
+            "accesses_per_operation": self.accesses_per_operation,
             "reads": self.device.reads,
             "writes": self.device.writes,
             "write_amplification": self.device.write_amplification,

@@ -144,6 +144,10 @@ def open_device(
     for name, value, most in (("capacity", capacity_bytes, 2**63), ("seed", seed, 2**64)):
         if not 0 <= value < most:
             raise ConfigError(f"{name} must be at least 0 and below {most}, got {value}")
+    if clock not in ("virtual", "wall"):
+        raise ConfigError(f'clock must be "virtual" or "wall", got {clock!r}')
+    if capacity_bytes == 0:
+        raise ConfigError("capacity must be at least one byte, got 0")
     if queue_depth is not None and not 1 <= queue_depth < 2**32:
         raise ConfigError(f"queue_depth must be at least 1 and below 2^32, got {queue_depth}")
     spec = device if isinstance(device, DeviceSpec) else DeviceSpec.load(device)

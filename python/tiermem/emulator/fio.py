@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,8 @@ class _Job:
         self.name = str(job.get("jobname", "?"))
         self.pattern = str(options.get("rw") or options.get("readwrite") or "read")
         self.block_bytes = _size(str(options.get("bs") or options.get("blocksize") or "4k"))
+        if int(job.get("error", 0)) != 0:
+            raise ConfigError(f'job "{self.name}" ended with error {job["error"]}; run it again')
         threads = int(options.get("numjobs", 1))
         if threads > 1 and "group_reporting" not in options:
             raise ConfigError(
@@ -52,7 +55,10 @@ class _Job:
         self.bytes_per_s = float(side["bw_bytes"])
         self.mean_us = float(side["lat_ns"]["mean"]) / 1000
         self.max_ns = int(side["lat_ns"]["max"])
-        self.percentiles: Mapping[str, int] = side["clat_ns"].get("percentile", {})
+        # Percentiles leave out the submission, the mean and the highest do not.
+        submission_ns = max(0.0, float(side["lat_ns"]["mean"]) - float(side["clat_ns"].get("mean", math.inf)))
+        found: Mapping[str, int] = side["clat_ns"].get("percentile", {})
+        self.percentiles = {key: round(ns + submission_ns) for key, ns in found.items()}
 
 
 def _jobs(document: Mapping[str, Any], direction: str) -> list[_Job]:

@@ -9,6 +9,7 @@ constant service.)
 import dataclasses
 import datetime
 import math
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -67,6 +68,10 @@ class FitTargets:
         Raises:
             ConfigError: names the number.
         """
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name):
+            raise ConfigError(
+                f"--name takes letters, digits, dots, dashes and underscores, got {self.name!r}"
+            )
         for name in (
             "read_latency_us", "max_read_iops", "read_bandwidth", "block_bytes", "max_iops_queue_depth",
             "write_latency_us", "max_write_iops", "write_bandwidth",
@@ -351,6 +356,7 @@ def fit_device(targets: FitTargets, *, notes: Sequence[str] = ()) -> Fit:
     if abs(worst.error) > ERROR_MAX:
         raise ConfigError(
             f"the model cannot reproduce {worst.given_as}: with {units} units, the best for all numbers,"
-            f" it gives {worst.model:,.1f} ({worst.error:+.1%}); check it, or what it was measured with"
+            f" it gives {worst.model:,.1f} ({worst.error:+.1%});"
+            " check it, leave it out, or see what it was measured with"
         )
     return Fit(document=document, points=tuple(points), notes=tuple(remarks))

@@ -6,6 +6,7 @@ mod emulated;
 mod event_list;
 mod fault;
 mod lateness;
+mod load;
 mod media;
 mod quantile;
 mod queue;
@@ -21,6 +22,7 @@ pub use curve::{CurveFamily, WorkingPoint};
 pub use emulated::{DeviceConfig, EmulatedDevice};
 pub use fault::{FaultSpec, Storms};
 pub use lateness::{Debt, Lateness};
+pub use load::{Arrival, Pattern, Workload};
 pub use quantile::QuantileTable;
 pub use spec::{
     BackgroundSpec, CostSpec, CurveSpec, DeviceKind, DeviceSpec, DeviceState, HostSpec, PowerSpec, ReadSpec,
@@ -29,4 +31,4 @@ pub use spec::{
 pub use timing::{BatchHandle, Schedule, TimedDevice};
 pub use traffic::{DeviceSnapshot, Operation, Request};
 pub use usage::{DeviceStats, Energy, StageTimes, Wear};
-pub use workload::{Arrival, KeepGoing, Pattern, PointResult, Workload, run_virtual, run_wall};
+pub use workload::{KeepGoing, PointResult, run_virtual, run_wall};

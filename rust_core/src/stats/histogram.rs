@@ -84,16 +84,18 @@ impl LatencyHistogram {
         if count == 0 {
             return LatencySummary::default();
         }
+        // A bucket's value is its upper end, which may lie above the largest value in it.
+        let at = |quantile: f64| self.inner.value_at_quantile(quantile).min(self.max_ns);
         LatencySummary {
             count,
             mean_ns: (self.sum_ns / u128::from(count)) as u64,
-            p50_ns: self.inner.value_at_quantile(0.5),
-            p90_ns: self.inner.value_at_quantile(0.9),
-            p95_ns: self.inner.value_at_quantile(0.95),
-            p99_ns: self.inner.value_at_quantile(0.99),
-            p999_ns: self.inner.value_at_quantile(0.999),
-            p9999_ns: self.inner.value_at_quantile(0.9999),
-            p99999_ns: self.inner.value_at_quantile(0.99999),
+            p50_ns: at(0.5),
+            p90_ns: at(0.9),
+            p95_ns: at(0.95),
+            p99_ns: at(0.99),
+            p999_ns: at(0.999),
+            p9999_ns: at(0.9999),
+            p99999_ns: at(0.99999),
             max_ns: self.max_ns,
         }
     }
