@@ -308,7 +308,9 @@ pub fn run_wall(spec: &DeviceSpec, workload: &Workload, keep_going: KeepGoing<'_
             clock.wait_until(at_ps.min(arrival_ps).div_ceil(PS_PER_NS).min(now_ns + 50_000_000));
             continue;
         }
-        let Some(Completion { arrived_ps, completed_ps, .. }) = queue.next_completion(now_ns * PS_PER_NS) else {
+        // Not past the next arrival, which the model has to see in its place.
+        let limit_ps = arrival_ps.min(now_ns * PS_PER_NS);
+        let Some(Completion { arrived_ps, completed_ps, .. }) = queue.next_completion(limit_ps) else {
             continue;
         };
         let delivered_ns = clock.now_ns();
