@@ -153,3 +153,23 @@ def test_a_memory_on_the_wall_clock_pays_its_debts_or_is_refused() -> None:
     # Whoever is late once waits less the next time, so the sum is the model's, and no less.
     assert device.now_ns() - began >= debt.modelled_ns - debt.incurred_ns
     assert debt.outstanding_ns <= debt.incurred_ns
+
+
+@pytest.mark.parametrize("name", ["pmem-100", "dram-ddr4-2933"])
+def test_a_load_on_a_memory_goes_by_accesses_of_one_page(name: str) -> None:
+    """A request of many pages is as many accesses, each with its place in the queue; so says Little."""
+    spec = DeviceSpec.load(name)
+    for depth in (1, 16):
+        point = bench_device(spec, Load(queue_depth=depth, block_bytes=4096, operations=5000))
+        assert point.accesses_per_operation == 4096 // spec.page_bytes
+        assert point.outstanding == pytest.approx(depth, rel=0.01)
+    one = bench_device(spec, Load(queue_depth=1, block_bytes=spec.page_bytes, operations=5000))
+    many = bench_device(spec, Load(queue_depth=1, block_bytes=4 * spec.page_bytes, operations=5000))
+    assert many.bytes_per_s == pytest.approx(one.bytes_per_s, rel=0.01)
+
+
+def test_a_clock_that_is_none_is_refused() -> None:
+    with pytest.raises(ConfigError, match='clock must be "virtual" or "wall", got \'WALL\''):
+        tm.open_device("nand-p3700", capacity="1MiB", clock="WALL")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="capacity must be at least one byte"):
+        tm.open_device("nand-p3700", capacity=0)
