@@ -162,6 +162,7 @@ def test_a_load_on_a_memory_goes_by_accesses_of_one_page(name: str) -> None:
     for depth in (1, 16):
         point = bench_device(spec, Load(queue_depth=depth, block_bytes=4096, operations=5000))
         assert point.accesses_per_operation == 4096 // spec.page_bytes
+        assert point.latency.count == point.device.reads == 5000 * point.accesses_per_operation
         assert point.outstanding == pytest.approx(depth, rel=0.01)
     one = bench_device(spec, Load(queue_depth=1, block_bytes=spec.page_bytes, operations=5000))
     many = bench_device(spec, Load(queue_depth=1, block_bytes=4 * spec.page_bytes, operations=5000))

@@ -26,6 +26,6 @@ fuzz_target!(|text: &str| {
             seed: 1,
         };
         let point = run_virtual(&spec, &workload, &mut || Ok(())).expect("a valid device runs");
-        assert_eq!(point.latency.count(), 200);
+        assert_eq!(point.latency.count(), 200 * point.accesses_per_operation);
     }
 });

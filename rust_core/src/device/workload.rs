@@ -223,8 +223,9 @@ fn run_curve(spec: &DeviceSpec, workload: &Workload) -> PointResult {
     let busy = |count: u64| (share(count) as f64 * point.bytes_per_ns / top) as u64;
     let mut snapshot = DeviceSnapshot {
         counters: DeviceCounters {
-            reads,
-            writes,
+            // Accesses, as of a memory with units.
+            reads: reads * pages,
+            writes: writes * pages,
             read_bytes: reads * workload.block_bytes,
             write_bytes: writes * workload.block_bytes,
             media_read_bytes: reads * pages * spec.page_bytes,
@@ -236,10 +237,10 @@ fn run_curve(spec: &DeviceSpec, workload: &Workload) -> PointResult {
         },
         ..DeviceSnapshot::default()
     };
-    snapshot.read_latency.record_many(latency_ns, reads);
-    snapshot.write_latency.record_many(latency_ns, writes);
+    snapshot.read_latency.record_many(latency_ns, reads * pages);
+    snapshot.write_latency.record_many(latency_ns, writes * pages);
     let mut latency = LatencyHistogram::default();
-    latency.record_many(latency_ns, operations);
+    latency.record_many(latency_ns, operations * pages);
     let info = BackendInfo { engine: "phantom", direct: false, fallback_reason: String::new() };
     PointResult {
         stats: DeviceStats::new(spec, info, snapshot, elapsed_ps / PS_PER_NS, workload.span_bytes),
