@@ -12,6 +12,7 @@ pub mod error;
 pub mod rng;
 pub mod stats;
 pub mod store;
+mod sync;
 #[cfg(any(test, feature = "test-utils"))]
 pub mod testkit;
 pub mod tier;

@@ -5,11 +5,11 @@ use std::path::Path;
 
 use tiermem_core::ErrorKind;
 use tiermem_core::backend::{
-    AlignedBuffer, Backend, BackendConfig, DirectIo, Engine, Extent, IoBatch, PhantomBackend, RamBackend, open_backend,
-    probe_io_uring,
+    AlignedBuffer, Backend, BackendConfig, DirectIo, Engine, Extent, IoBatch, Operation, PhantomBackend, RamBackend,
+    open_backend, probe_io_uring,
 };
 use tiermem_core::rng::draw;
-use tiermem_core::testkit::FailingBackend;
+use tiermem_core::testkit::{Counted, CountingBackend, CrashingBackend, FailingBackend};
 
 const LEN: u64 = 4 << 20;
 const BLOCK: usize = 4096;
@@ -60,7 +60,61 @@ fn check_contract(backend: &dyn Backend) {
     result.unwrap();
     assert!(read.buffer.iter().all(|&byte| byte == 3));
 
+    check_in_flight(backend);
+    check_discard(backend);
     check_refusals(backend);
+}
+
+/// Several batches at once, waited for in another order, and one of which nobody asks.
+fn check_in_flight(backend: &dyn Backend) {
+    let of_own_memory = |first: u64, fill: u8| {
+        let mut buffer = backend.buffer(64 * BLOCK);
+        assert_eq!(buffer.len(), 64 * BLOCK);
+        buffer.fill(fill);
+        let extent =
+            |n: usize| Extent { offset: (first + n as u64) * BLOCK as u64, buffer_offset: n * BLOCK, nbytes: BLOCK };
+        IoBatch { buffer, extents: (0..64).map(extent).collect() }
+    };
+    let first = backend.start(Operation::Write, of_own_memory(0, 1));
+    let second = backend.start(Operation::Write, of_own_memory(64, 2));
+    drop(backend.start(Operation::Write, of_own_memory(128, 3)));
+    second.wait().1.unwrap();
+    first.wait().1.unwrap();
+    let reads: Vec<_> =
+        [0, 64].map(|block| backend.start(Operation::Read, of_own_memory(block, 0xee))).into_iter().collect();
+    for (read, expected) in reads.into_iter().zip([1, 2]).rev() {
+        let (batch, result) = read.wait();
+        result.unwrap();
+        assert!(batch.buffer.iter().all(|&byte| byte == expected));
+    }
+    std::thread::scope(|scope| {
+        for thread in 0..4u8 {
+            scope.spawn(move || {
+                for round in 0..8 {
+                    let fill = thread * 8 + round;
+                    backend.write(of_own_memory(200 + u64::from(thread) * 64, fill)).1.unwrap();
+                    let (batch, result) = backend.read(of_own_memory(200 + u64::from(thread) * 64, 0xee));
+                    result.unwrap();
+                    assert!(batch.buffer.iter().all(|&byte| byte == fill), "thread {thread}, round {round}");
+                }
+            });
+        }
+    });
+}
+
+fn check_discard(backend: &dyn Backend) {
+    backend.write(batch(&[100, 101, 102], |_| 7)).1.unwrap();
+    backend.discard(101 * BLOCK as u64, BLOCK as u64).unwrap();
+    let (read, result) = backend.read(batch(&[100, 101, 102], |_| 9));
+    result.unwrap();
+    for (position, expected) in [7, 0, 7].into_iter().enumerate() {
+        assert!(read.buffer[position * BLOCK..(position + 1) * BLOCK].iter().all(|&byte| byte == expected));
+    }
+    backend.discard(0, LEN).unwrap();
+    let (read, result) = backend.read(batch(&[0, 100, 1023], |_| 9));
+    result.unwrap();
+    assert!(read.buffer.iter().all(|&byte| byte == 0));
+    backend.discard(LEN, 0).unwrap();
 }
 
 fn check_refusals(backend: &dyn Backend) {
@@ -74,15 +128,72 @@ fn check_refusals(backend: &dyn Backend) {
             assert_eq!(returned.buffer.len(), 8192, "the batch comes back");
         }
     }
+    for (offset, nbytes) in [(0, LEN + 4096), (LEN, 4096), (u64::MAX - 4095, 8192)] {
+        assert_eq!(backend.discard(offset, nbytes).unwrap_err().kind(), ErrorKind::Input);
+    }
+}
+
+fn in_directory(engine: Engine, direct: DirectIo, directory: &Path) -> BackendConfig {
+    BackendConfig { directory: Some(directory.to_owned()), direct, ..BackendConfig::new(engine) }
 }
 
 fn open(engine: Engine, direct: DirectIo, directory: &Path) -> Box<dyn Backend> {
-    open_backend(&BackendConfig { engine, directory: Some(directory.to_owned()), direct }, LEN).unwrap()
+    open_backend(&in_directory(engine, direct, directory), LEN).unwrap()
 }
 
 #[test]
 fn ram() {
     check_contract(&RamBackend::new(LEN).unwrap());
+}
+
+#[test]
+fn a_crashing_backend_is_one_until_it_crashes() {
+    check_contract(&CrashingBackend::new(LEN).unwrap());
+}
+
+#[test]
+fn a_crash_keeps_what_was_synced_and_each_later_sector_or_not() {
+    let mut survived = 0;
+    for seed in 0..20 {
+        let backend = CrashingBackend::new(LEN).unwrap();
+        backend.write(batch(&[1, 2], |_| 1)).1.unwrap();
+        backend.sync().unwrap();
+        backend.write(batch(&[2, 3], |_| 2)).1.unwrap();
+        backend.crash(seed).unwrap();
+        assert_eq!(backend.write(batch(&[1], |_| 9)).1.unwrap_err().kind(), ErrorKind::Closed);
+        backend.restart().unwrap();
+        let (read, result) = backend.read(batch(&[1, 2, 3], |_| 9));
+        result.unwrap();
+        let sectors: Vec<&[u8]> = read.buffer.chunks(512).collect();
+        assert!(sectors.iter().all(|sector| sector.iter().all(|byte| *byte == sector[0])), "a sector is whole");
+        assert!(sectors[..8].iter().all(|sector| sector[0] == 1));
+        assert!(sectors[8..16].iter().all(|sector| [1, 2].contains(&sector[0])));
+        assert!(sectors[16..].iter().all(|sector| [0, 2].contains(&sector[0])));
+        survived += sectors[8..].iter().filter(|sector| sector[0] == 2).count();
+    }
+    // 320 sectors, each with one chance in two: 160 within five standard errors of 9.
+    assert!((115..205).contains(&survived), "{survived}");
+}
+
+#[test]
+fn a_counting_backend_counts_batches_extents_and_bytes() {
+    let backend = CountingBackend::new(RamBackend::new(LEN).unwrap());
+    backend.write(batch(&[1, 2, 3], |_| 1)).1.unwrap();
+    backend.read(batch(&[1, 2], |_| 1)).1.unwrap();
+    backend.read(batch(&[1], |_| 1)).1.unwrap();
+    backend.discard(0, 4096).unwrap();
+    backend.sync().unwrap();
+    let expected = Counted {
+        read_batches: 2,
+        reads: 3,
+        read_bytes: 3 * 4096,
+        write_batches: 1,
+        writes: 3,
+        write_bytes: 3 * 4096,
+        discards: 1,
+        syncs: 1,
+    };
+    assert_eq!(backend.counted(), expected);
 }
 
 #[test]
@@ -102,11 +213,7 @@ fn io_uring_direct_and_buffered() {
     if let Err(reason) = probe_io_uring() {
         let backend = open(Engine::Auto, DirectIo::Auto, directory.path());
         assert!(!backend.info().fallback_reason.is_empty(), "a fallback says why");
-        let config = BackendConfig {
-            engine: Engine::IoUring,
-            directory: Some(directory.path().to_owned()),
-            direct: DirectIo::Auto,
-        };
+        let config = in_directory(Engine::IoUring, DirectIo::Auto, directory.path());
         assert_eq!(open_backend(&config, LEN).map(drop).unwrap_err().kind(), ErrorKind::Unsupported, "{reason}");
         return;
     }
@@ -115,6 +222,11 @@ fn io_uring_direct_and_buffered() {
         check_contract(backend.as_ref());
         assert_eq!(backend.info().engine, "io_uring");
     }
+    // A ring far smaller than the batches.
+    let config = BackendConfig { io_depth: 3, ..in_directory(Engine::IoUring, DirectIo::Auto, directory.path()) };
+    check_contract(open_backend(&config, LEN).unwrap().as_ref());
+    let config = BackendConfig { io_depth: 0, ..config };
+    assert_eq!(open_backend(&config, LEN).map(drop).unwrap_err().kind(), ErrorKind::Config);
 }
 
 #[test]
@@ -137,8 +249,7 @@ fn a_failing_backend_fails_with_its_errno_and_keeps_what_was_written() {
 
 #[test]
 fn a_directory_that_does_not_exist_is_named() {
-    let config =
-        BackendConfig { engine: Engine::File, directory: Some("/nonexistent/place".into()), direct: DirectIo::Auto };
+    let config = in_directory(Engine::File, DirectIo::Auto, Path::new("/nonexistent/place"));
     let error = open_backend(&config, LEN).map(drop).unwrap_err();
     assert!(error.to_string().contains("/nonexistent/place"), "{error}");
 }
@@ -149,10 +260,7 @@ fn tmpfs_takes_or_refuses_direct_io_and_says_which() {
     if !shm.is_dir() {
         return;
     }
-    let required = open_backend(
-        &BackendConfig { engine: Engine::File, directory: Some(shm.to_owned()), direct: DirectIo::Require },
-        LEN,
-    );
+    let required = open_backend(&in_directory(Engine::File, DirectIo::Require, shm), LEN);
     let auto = open(Engine::File, DirectIo::Auto, shm);
     match required {
         Ok(_) => assert!(auto.info().direct),

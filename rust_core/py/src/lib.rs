@@ -43,8 +43,8 @@ mod _core {
 
     #[pyfunction]
     fn direct_io_refusal(py: Python<'_>, directory: std::path::PathBuf) -> PyResult<Option<String>> {
-        use tiermem_core::backend::{BackendConfig, DirectIo, Engine, open_backend};
-        let config = BackendConfig { engine: Engine::File, directory: Some(directory), direct: DirectIo::Auto };
+        use tiermem_core::backend::{BackendConfig, Engine, open_backend};
+        let config = BackendConfig { directory: Some(directory), ..BackendConfig::new(Engine::File) };
         let info = py.detach(|| open_backend(&config, 1 << 20)).map_err(crate::error::to_python)?.info();
         Ok((!info.direct).then_some(info.fallback_reason))
     }

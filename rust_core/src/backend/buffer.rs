@@ -3,16 +3,39 @@
 #![expect(clippy::cast_ptr_alignment, reason = "the memory is aligned to 4096")]
 
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
-use std::ops::{Deref, DerefMut};
+use std::ops::{Deref, DerefMut, Range};
 use std::ptr::NonNull;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use memmap2::{Advice, MmapMut, MmapOptions};
 
 use crate::error::{Error, ErrorKind, Result};
 
+/// Memory of at least this size is mapped: it costs nothing until touched, and may have huge pages.
+const MAPPED_BYTES_MIN: usize = 2 << 20;
+
 /// Owned, zeroed memory whose address is a multiple of 4096: what `O_DIRECT` asks for on every
-/// filesystem that we know, and a page, so that large buffers cost nothing until touched.
+/// filesystem that we know.
 pub struct AlignedBuffer {
     start: NonNull<u8>,
     nbytes: usize,
+    owner: Owner,
+}
+
+enum Owner {
+    Heap,
+    /// Held for its `Drop`.
+    Mapping(#[expect(dead_code, reason = "unmaps the memory when it is dropped")] MmapMut),
+    Region(Arc<Arena>),
+}
+
+/// Size of the pages under a mapping.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PageSize {
+    /// 2 MiB where the host allows them: fewer misses of the TLB.
+    Huge,
+    /// 4 KiB: touching one byte costs no more than that.
+    Small,
 }
 
 fn refused(nbytes: usize) -> Error {
@@ -21,17 +44,27 @@ fn refused(nbytes: usize) -> Error {
 
 /// Memory of this host in bytes.
 pub fn physical_memory_bytes() -> u64 {
-    // SAFETY: `sysconf` reads a number and has no preconditions.
-    let pages = unsafe { libc::sysconf(libc::_SC_PHYS_PAGES) };
-    // SAFETY: as above.
-    let page_bytes = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
-    u64::try_from(pages).unwrap_or(0).saturating_mul(u64::try_from(page_bytes).unwrap_or(0))
+    let info = rustix::system::sysinfo();
+    info.totalram.saturating_mul(u64::from(info.mem_unit))
+}
+
+/// Whether the kernel gives huge pages to a mapping that asks for them.
+pub fn huge_pages_allowed() -> bool {
+    std::fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled").is_ok_and(|text| !text.contains("[never]"))
+}
+
+fn map(nbytes: usize, pages: PageSize) -> Result<MmapMut> {
+    let mapping = MmapOptions::new().len(nbytes).map_anon().map_err(|_| refused(nbytes))?;
+    let advice = if pages == PageSize::Huge { Advice::HugePage } else { Advice::NoHugePage };
+    // A kernel without huge pages refuses the advice; the memory is as good.
+    let _ = mapping.advise(advice);
+    Ok(mapping)
 }
 
 #[repr(align(4096))]
 struct Page;
 
-// SAFETY: the buffer is the only owner of its allocation, and shared access is read-only.
+// SAFETY: the buffer is the only owner of its memory, and shared access is read-only.
 unsafe impl Send for AlignedBuffer {}
 // SAFETY: as above; `&AlignedBuffer` gives only `&[u8]`.
 unsafe impl Sync for AlignedBuffer {}
@@ -47,17 +80,27 @@ impl AlignedBuffer {
 
     /// `nbytes` zero bytes, or a `Capacity` error; for sizes that a user chose.
     pub fn try_zeroed(nbytes: usize) -> Result<Self> {
+        Self::try_zeroed_with(nbytes, PageSize::Huge)
+    }
+
+    /// As `try_zeroed`, with a say in the pages under large memory.
+    pub fn try_zeroed_with(nbytes: usize, pages: PageSize) -> Result<Self> {
         if nbytes == 0 {
             // Aligned as well, since the empty float view needs it.
-            return Ok(Self { start: NonNull::<Page>::dangling().cast(), nbytes });
+            return Ok(Self { start: NonNull::<Page>::dangling().cast(), nbytes, owner: Owner::Heap });
         }
         if nbytes > isize::MAX as usize - Self::ALIGNMENT_BYTES {
             return Err(refused(nbytes));
         }
+        if nbytes >= MAPPED_BYTES_MIN {
+            let mut mapping = map(nbytes, pages)?;
+            let start = NonNull::new(mapping.as_mut_ptr()).ok_or_else(|| refused(nbytes))?;
+            return Ok(Self { start, nbytes, owner: Owner::Mapping(mapping) });
+        }
         let layout = Self::layout(nbytes);
         // SAFETY: the layout has a size above zero.
         let start = unsafe { alloc_zeroed(layout) };
-        NonNull::new(start).map(|start| Self { start, nbytes }).ok_or_else(|| refused(nbytes))
+        NonNull::new(start).map(|start| Self { start, nbytes, owner: Owner::Heap }).ok_or_else(|| refused(nbytes))
     }
 
     fn layout(nbytes: usize) -> Layout {
@@ -95,10 +138,70 @@ impl DerefMut for AlignedBuffer {
 
 impl Drop for AlignedBuffer {
     fn drop(&mut self) {
-        if self.nbytes > 0 {
+        match &self.owner {
             // SAFETY: the memory came from `alloc_zeroed` with this very layout.
-            unsafe { dealloc(self.start.as_ptr(), Self::layout(self.nbytes)) }
+            Owner::Heap if self.nbytes > 0 => unsafe { dealloc(self.start.as_ptr(), Self::layout(self.nbytes)) },
+            Owner::Heap | Owner::Mapping(_) => {}
+            Owner::Region(arena) => arena.give_back(self.start, self.nbytes),
         }
+    }
+}
+
+/// Memory that a kernel knows by number, lent out in pieces: the pages are pinned once and not at every request.
+pub(super) struct Arena {
+    mapping: MmapMut,
+    /// Sorted, never adjacent, in bytes from the start.
+    free: Mutex<Vec<Range<usize>>>,
+}
+
+impl Arena {
+    /// An arena of `nbytes`, a multiple of the alignment.
+    pub(super) fn new(nbytes: usize) -> Result<Arc<Self>> {
+        debug_assert!(nbytes.is_multiple_of(AlignedBuffer::ALIGNMENT_BYTES), "an arena has whole pages");
+        Ok(Arc::new(Self {
+            mapping: map(nbytes, PageSize::Huge)?,
+            free: Mutex::new(std::iter::once(0..nbytes).collect()),
+        }))
+    }
+
+    /// What to tell the kernel.
+    pub(super) fn memory(&self) -> (*const u8, usize) {
+        (self.mapping.as_ptr(), self.mapping.len())
+    }
+
+    /// Memory of the first gap that is large enough; what it holds is what its last user left.
+    pub(super) fn lend(self: &Arc<Self>, nbytes: usize) -> Option<AlignedBuffer> {
+        let rounded = nbytes.checked_next_multiple_of(AlignedBuffer::ALIGNMENT_BYTES).filter(|&bytes| bytes > 0)?;
+        let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
+        let place = free.iter().position(|gap| gap.len() >= rounded)?;
+        let begin = free[place].start;
+        free[place].start += rounded;
+        if free[place].is_empty() {
+            free.remove(place);
+        }
+        // SAFETY: `begin` lies inside the mapping.
+        let start = unsafe { self.mapping.as_ptr().cast_mut().add(begin) };
+        NonNull::new(start).map(|start| AlignedBuffer { start, nbytes, owner: Owner::Region(Arc::clone(self)) })
+    }
+
+    /// Whether these bytes belong to the arena.
+    pub(super) fn contains(&self, start: *const u8) -> bool {
+        self.mapping.as_ptr_range().contains(&start)
+    }
+
+    fn give_back(&self, start: NonNull<u8>, nbytes: usize) {
+        let begin = start.as_ptr() as usize - self.mapping.as_ptr() as usize;
+        let mut gap = begin..begin + nbytes.next_multiple_of(AlignedBuffer::ALIGNMENT_BYTES);
+        let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut place = free.partition_point(|other| other.start < gap.start);
+        if free.get(place).is_some_and(|after| after.start == gap.end) {
+            gap.end = free.remove(place).end;
+        }
+        if place > 0 && free[place - 1].end == gap.start {
+            place -= 1;
+            gap.start = free.remove(place).start;
+        }
+        free.insert(place, gap);
     }
 }
 
@@ -128,5 +231,44 @@ mod tests {
         assert_eq!(f32_as_bytes(&buffer.as_f32()[1..2]), &1.0f32.to_le_bytes());
         let mut empty = AlignedBuffer::zeroed(0);
         assert!(empty.is_empty() && empty.as_f32_mut().is_empty());
+        for pages in [PageSize::Huge, PageSize::Small] {
+            let mut large = AlignedBuffer::try_zeroed_with(3 << 20, pages).unwrap();
+            assert_eq!(large.as_ptr() as usize % AlignedBuffer::ALIGNMENT_BYTES, 0);
+            large[(3 << 20) - 1] = 7;
+            assert!(large.iter().map(|&byte| u64::from(byte)).sum::<u64>() == 7);
+        }
+    }
+
+    #[test]
+    fn memory_that_no_host_has_is_refused() {
+        assert_eq!(AlignedBuffer::try_zeroed(1 << 50).unwrap_err().kind(), ErrorKind::Capacity);
+        assert_eq!(AlignedBuffer::try_zeroed(usize::MAX).unwrap_err().kind(), ErrorKind::Capacity);
+    }
+
+    proptest::proptest! {
+        /// Whatever is lent and given back in whatever order: pieces never overlap, and at the end all is one gap.
+        #[test]
+        fn an_arena_lends_disjoint_memory_and_gets_all_of_it_back(
+            requests in proptest::collection::vec((1usize..40_000, proptest::prelude::any::<bool>(), 0usize..8), 1..60)
+        ) {
+            let arena = Arena::new(1 << 18).unwrap();
+            let mut lent: Vec<AlignedBuffer> = Vec::new();
+            for (number, (nbytes, give_back, which)) in requests.into_iter().enumerate() {
+                if give_back && !lent.is_empty() {
+                    let which = which % lent.len();
+                    lent.swap_remove(which);
+                } else if let Some(mut buffer) = arena.lend(nbytes) {
+                    assert!(arena.contains(buffer.as_ptr()) && (buffer.as_ptr() as usize).is_multiple_of(4096));
+                    buffer.fill(number as u8);
+                    lent.push(buffer);
+                }
+                for buffer in &lent {
+                    assert!(buffer.iter().all(|&byte| byte == buffer[0]), "overlap");
+                }
+            }
+            drop(lent);
+            assert!(arena.free.lock().unwrap().iter().eq(std::iter::once(&(0..1 << 18))));
+            assert!(arena.lend((1 << 18) + 1).is_none() && arena.lend(0).is_none());
+        }
     }
 }

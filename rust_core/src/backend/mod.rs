@@ -1,15 +1,19 @@
 //! Where bytes live and how they move. A backend never waits on purpose and knows no time.
 
 mod buffer;
+mod data_file;
 mod file;
+mod in_flight;
 mod open;
 mod phantom;
 mod ram;
 mod uring;
 
-pub use buffer::{AlignedBuffer, f32_as_bytes, physical_memory_bytes};
-pub use file::{DirectIo, FileBackend, ScratchFile, free_bytes, scratch_file};
-pub use open::{BackendConfig, Engine, open_backend};
+pub use buffer::{AlignedBuffer, PageSize, f32_as_bytes, huge_pages_allowed, physical_memory_bytes};
+pub use data_file::{DataFile, DirectIo, free_bytes};
+pub use file::FileBackend;
+pub use in_flight::InFlight;
+pub use open::{BackendConfig, Engine, open_backend, open_file};
 pub use phantom::PhantomBackend;
 pub use ram::RamBackend;
 pub use uring::{UringBackend, probe_io_uring};
@@ -18,6 +22,15 @@ use crate::error::{Error, ErrorKind, Result};
 
 /// One system call moves less than 2 GiB.
 const EXTENT_BYTES_MAX: usize = 1 << 30;
+
+/// What a request does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Operation {
+    /// Bytes come from the device.
+    Read,
+    /// Bytes go to the device.
+    Write,
+}
 
 /// One contiguous piece of a batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,8 +60,18 @@ pub struct BackendInfo {
     pub engine: &'static str,
     /// Whether the page cache is bypassed.
     pub direct: bool,
+    /// Whether huge pages were asked for, in a host that has them.
+    pub huge_pages: bool,
+    /// Whether the kernel knows the memory that `buffer` gives by number.
+    pub registered_buffers: bool,
     /// Why this engine or mode runs instead of the one preferred; empty if it is the preferred one.
     pub fallback_reason: String,
+}
+
+impl BackendInfo {
+    pub(crate) fn new(engine: &'static str) -> Self {
+        Self { engine, direct: false, huge_pages: false, registered_buffers: false, fallback_reason: String::new() }
+    }
 }
 
 /// Where bytes live.
@@ -67,14 +90,31 @@ pub trait Backend: Send + Sync {
     /// What runs underneath.
     fn info(&self) -> BackendInfo;
 
-    /// Fills every extent of the buffer from the backend. Bytes never written are zero.
-    fn read(&self, batch: IoBatch) -> (IoBatch, Result<()>);
+    /// Memory that this backend moves fastest; what it holds is arbitrary. Any other memory will do.
+    fn buffer(&self, nbytes: usize) -> AlignedBuffer {
+        AlignedBuffer::zeroed(nbytes)
+    }
 
-    /// Writes every extent of the buffer to the backend.
-    fn write(&self, batch: IoBatch) -> (IoBatch, Result<()>);
+    /// Begins to move a batch. Batches that are in flight together may be moved in any order, so
+    /// they must not touch the same bytes unless all of them read. A batch whose handle is dropped is moved all the
+    /// same, at the latest when the backend is dropped.
+    fn start(&self, operation: Operation, batch: IoBatch) -> InFlight;
+
+    /// Makes a range read as zeros and gives its space back where that is possible.
+    fn discard(&self, offset: u64, nbytes: u64) -> Result<()>;
 
     /// Returns after all completed writes are durable as far as the backend can make them.
     fn sync(&self) -> Result<()>;
+
+    /// Fills every extent of the buffer from the backend. Bytes never written are zero.
+    fn read(&self, batch: IoBatch) -> (IoBatch, Result<()>) {
+        self.start(Operation::Read, batch).wait()
+    }
+
+    /// Writes every extent of the buffer to the backend.
+    fn write(&self, batch: IoBatch) -> (IoBatch, Result<()>) {
+        self.start(Operation::Write, batch).wait()
+    }
 }
 
 /// Checks the caller's side of the contract; every implementation calls this first.
@@ -105,4 +145,21 @@ pub(crate) fn check_extents(backend: &dyn Backend, batch: &IoBatch) -> Result<()
             .with_context("alignment_bytes", alignment));
     }
     Ok(())
+}
+
+/// Checks the caller's side of `discard`.
+pub(crate) fn check_discard(backend: &dyn Backend, offset: u64, nbytes: u64) -> Result<()> {
+    let alignment = backend.alignment_bytes() as u64;
+    let problem = if offset.checked_add(nbytes).is_none_or(|end| end > backend.len_bytes()) {
+        "a discarded range ends behind the end of the backend"
+    } else if !offset.is_multiple_of(alignment) || !nbytes.is_multiple_of(alignment) {
+        "a discarded range is not aligned"
+    } else {
+        return Ok(());
+    };
+    Err(Error::new(ErrorKind::Input, problem)
+        .with_context("offset", offset)
+        .with_context("nbytes", nbytes)
+        .with_context("capacity_bytes", backend.len_bytes())
+        .with_context("alignment_bytes", alignment))
 }

@@ -1,10 +1,10 @@
 //! From a configured engine to a running backend.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use super::{Backend, DirectIo, FileBackend, PhantomBackend, RamBackend, UringBackend, scratch_file};
+use super::{Backend, DataFile, DirectIo, FileBackend, PhantomBackend, RamBackend, UringBackend};
 use crate::error::{Error, ErrorKind, Result};
 
 /// Which engine moves the bytes.
@@ -35,34 +35,63 @@ pub struct BackendConfig {
     /// Whether to bypass the page cache.
     #[serde(default = "DirectIo::auto")]
     pub direct: DirectIo,
+    /// Requests that `io_uring` has in flight at most; 1 to 4096.
+    #[serde(default = "io_depth")]
+    pub io_depth: u32,
+}
+
+/// Assumed: more than any drive needs to be busy.
+fn io_depth() -> u32 {
+    256
 }
 
 impl BackendConfig {
+    /// An engine with everything else as it comes.
+    pub fn new(engine: Engine) -> Self {
+        Self { engine, directory: None, direct: DirectIo::Auto, io_depth: io_depth() }
+    }
+
     /// Ordinary memory.
     pub fn ram() -> Self {
-        Self { engine: Engine::Ram, directory: None, direct: DirectIo::Auto }
+        Self::new(Engine::Ram)
     }
 }
 
 /// Opens a backend of `len_bytes` zero bytes.
 pub fn open_backend(config: &BackendConfig, len_bytes: u64) -> Result<Box<dyn Backend>> {
-    let scratch = || {
-        let directory = config.directory.as_deref().ok_or_else(|| {
-            Error::new(
-                ErrorKind::Config,
-                "a file backend needs a directory; set backend.directory or use engine = \"ram\"",
-            )
-        })?;
-        scratch_file(directory, len_bytes, config.direct)
-    };
-    Ok(match config.engine {
-        Engine::Ram => Box::new(RamBackend::new(len_bytes)?),
-        Engine::Phantom => Box::new(PhantomBackend::new(len_bytes)),
-        Engine::File => Box::new(FileBackend::new(scratch()?)),
-        Engine::IoUring => Box::new(UringBackend::new(scratch()?).map_err(|(_, error)| error)?),
-        Engine::Auto => match UringBackend::new(scratch()?) {
+    match config.engine {
+        Engine::Ram => Ok(Box::new(RamBackend::new(len_bytes)?)),
+        Engine::Phantom => Ok(Box::new(PhantomBackend::new(len_bytes))),
+        Engine::File | Engine::IoUring | Engine::Auto => {
+            let directory = config.directory.as_deref().ok_or_else(|| {
+                let message = "a file backend needs a directory; set backend.directory or use engine = \"ram\"";
+                Error::new(ErrorKind::Config, message)
+            })?;
+            over_file(config, DataFile::scratch(directory, len_bytes, config.direct)?)
+        }
+    }
+}
+
+/// Opens a backend over an existing file, as long as it is.
+pub fn open_file(config: &BackendConfig, path: &Path) -> Result<Box<dyn Backend>> {
+    over_file(config, DataFile::open(path, config.direct)?)
+}
+
+fn over_file(config: &BackendConfig, data: DataFile) -> Result<Box<dyn Backend>> {
+    if !(1..=4096).contains(&config.io_depth) {
+        let message = format!("io_depth lies between 1 and 4096, got {}", config.io_depth);
+        return Err(Error::new(ErrorKind::Config, message));
+    }
+    match config.engine {
+        Engine::IoUring => Ok(Box::new(UringBackend::new(data, config.io_depth).map_err(|refusal| refusal.1)?)),
+        Engine::Auto => Ok(match UringBackend::new(data, config.io_depth) {
             Ok(backend) => Box::new(backend),
-            Err((scratch, error)) => Box::new(FileBackend::new(scratch.because(&error))),
-        },
-    })
+            Err(refusal) => {
+                let (mut data, refusal) = *refusal;
+                data.note_fallback(&refusal.to_string());
+                Box::new(FileBackend::new(data))
+            }
+        }),
+        Engine::File | Engine::Ram | Engine::Phantom => Ok(Box::new(FileBackend::new(data))),
+    }
 }

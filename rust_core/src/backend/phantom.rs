@@ -1,6 +1,6 @@
 //! No bytes at all, for sizes that exist on paper only.
 
-use super::{Backend, BackendInfo, IoBatch, check_extents};
+use super::{Backend, BackendInfo, InFlight, IoBatch, Operation, check_discard, check_extents};
 use crate::error::Result;
 
 /// A backend of any size that stores nothing: reads give zeros, writes vanish. For studies of time
@@ -26,22 +26,21 @@ impl Backend for PhantomBackend {
     }
 
     fn info(&self) -> BackendInfo {
-        BackendInfo { engine: "phantom", direct: false, fallback_reason: String::new() }
+        BackendInfo::new("phantom")
     }
 
-    fn read(&self, mut batch: IoBatch) -> (IoBatch, Result<()>) {
+    fn start(&self, operation: Operation, mut batch: IoBatch) -> InFlight {
         let checked = check_extents(self, &batch);
-        if checked.is_ok() {
+        if checked.is_ok() && operation == Operation::Read {
             for extent in &batch.extents {
                 batch.buffer[extent.buffer_offset..extent.buffer_offset + extent.nbytes].fill(0);
             }
         }
-        (batch, checked)
+        InFlight::done(batch, checked)
     }
 
-    fn write(&self, batch: IoBatch) -> (IoBatch, Result<()>) {
-        let checked = check_extents(self, &batch);
-        (batch, checked)
+    fn discard(&self, offset: u64, nbytes: u64) -> Result<()> {
+        check_discard(self, offset, nbytes)
     }
 
     fn sync(&self) -> Result<()> {

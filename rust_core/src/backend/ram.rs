@@ -1,23 +1,31 @@
 //! Bytes in ordinary memory, allocated as they are first written.
 
-use std::sync::RwLock;
+use std::ops::Range;
+use std::sync::{PoisonError, RwLock};
 
-use super::{Backend, BackendInfo, Extent, IoBatch, check_extents};
+use super::{
+    AlignedBuffer, Backend, BackendInfo, InFlight, IoBatch, Operation, PageSize, check_discard, check_extents,
+    huge_pages_allowed, physical_memory_bytes,
+};
 use crate::error::{Error, ErrorKind, Result};
 
-/// One lock and one allocation per this many bytes.
-const CHUNK_BYTES: usize = 1 << 20;
+/// One lock and one allocation per this many bytes: one huge page.
+const CHUNK_BYTES: u64 = 2 << 20;
+/// A backend of more than this share of the host's memory keeps small pages, so that what is
+/// scattered thinly over it costs no more than it has to.
+const HUGE_SHARE: u64 = 4;
 
-/// A backend in RAM. Untouched space costs one pointer a megabyte.
+/// A backend in RAM. Untouched space costs a few words for every two megabytes.
 pub struct RamBackend {
-    chunks: Vec<RwLock<Option<Box<[u8]>>>>,
+    chunks: Vec<RwLock<Option<AlignedBuffer>>>,
     len_bytes: u64,
+    pages: PageSize,
 }
 
 impl RamBackend {
     /// A backend of `len_bytes` zero bytes; `Capacity` if not even its index fits in memory.
     pub fn new(len_bytes: u64) -> Result<Self> {
-        let count = len_bytes.div_ceil(CHUNK_BYTES as u64) as usize;
+        let count = len_bytes.div_ceil(CHUNK_BYTES) as usize;
         let mut chunks = Vec::new();
         let refused = |_| {
             Error::new(ErrorKind::Capacity, "a backend of this size does not fit in memory; use a file or phantom")
@@ -25,20 +33,56 @@ impl RamBackend {
         };
         chunks.try_reserve_exact(count).map_err(refused)?;
         chunks.extend((0..count).map(|_| RwLock::new(None)));
-        Ok(Self { chunks, len_bytes })
+        let may_be_huge = len_bytes <= physical_memory_bytes() / HUGE_SHARE && huge_pages_allowed();
+        let pages = if may_be_huge { PageSize::Huge } else { PageSize::Small };
+        Ok(Self { chunks, len_bytes, pages })
     }
 
-    /// Calls `visit(chunk, offset in the chunk, range in the buffer)` for each piece of an extent.
-    fn pieces(extent: &Extent, mut visit: impl FnMut(usize, usize, std::ops::Range<usize>)) {
+    /// Calls `visit(chunk, range in the chunk, bytes done before)` for each piece of a range.
+    fn pieces(offset: u64, nbytes: u64, mut visit: impl FnMut(usize, Range<usize>, usize) -> Result<()>) -> Result<()> {
         let mut done = 0;
-        while done < extent.nbytes {
-            let at = extent.offset + done as u64;
-            let within = (at % CHUNK_BYTES as u64) as usize;
-            let nbytes = (CHUNK_BYTES - within).min(extent.nbytes - done);
-            let start = extent.buffer_offset + done;
-            visit((at / CHUNK_BYTES as u64) as usize, within, start..start + nbytes);
-            done += nbytes;
+        while done < nbytes {
+            let at = offset + done;
+            let within = at % CHUNK_BYTES;
+            let length = (CHUNK_BYTES - within).min(nbytes - done);
+            visit((at / CHUNK_BYTES) as usize, within as usize..(within + length) as usize, done as usize)?;
+            done += length;
         }
+        Ok(())
+    }
+
+    fn read_all(&self, batch: &mut IoBatch) -> Result<()> {
+        for extent in &batch.extents {
+            let memory = &mut batch.buffer[extent.buffer_offset..extent.buffer_offset + extent.nbytes];
+            Self::pieces(extent.offset, extent.nbytes as u64, |chunk, range, done| {
+                let chunk = self.chunks[chunk].read().unwrap_or_else(PoisonError::into_inner);
+                let out = &mut memory[done..done + range.len()];
+                match chunk.as_deref() {
+                    Some(bytes) => out.copy_from_slice(&bytes[range]),
+                    None => out.fill(0),
+                }
+                Ok(())
+            })?;
+        }
+        Ok(())
+    }
+
+    fn write_all(&self, batch: &IoBatch) -> Result<()> {
+        for extent in &batch.extents {
+            let memory = &batch.buffer[extent.buffer_offset..extent.buffer_offset + extent.nbytes];
+            Self::pieces(extent.offset, extent.nbytes as u64, |number, range, done| {
+                let mut chunk = self.chunks[number].write().unwrap_or_else(PoisonError::into_inner);
+                if chunk.is_none() {
+                    let length = CHUNK_BYTES.min(self.len_bytes - number as u64 * CHUNK_BYTES);
+                    *chunk = Some(AlignedBuffer::try_zeroed_with(length as usize, self.pages)?);
+                }
+                if let Some(bytes) = chunk.as_mut() {
+                    bytes[range.clone()].copy_from_slice(&memory[done..done + range.len()]);
+                }
+                Ok(())
+            })?;
+        }
+        Ok(())
     }
 }
 
@@ -52,38 +96,27 @@ impl Backend for RamBackend {
     }
 
     fn info(&self) -> BackendInfo {
-        BackendInfo { engine: "ram", direct: false, fallback_reason: String::new() }
+        BackendInfo { huge_pages: self.pages == PageSize::Huge, ..BackendInfo::new("ram") }
     }
 
-    fn read(&self, mut batch: IoBatch) -> (IoBatch, Result<()>) {
-        if let Err(error) = check_extents(self, &batch) {
-            return (batch, Err(error));
-        }
-        for extent in &batch.extents {
-            Self::pieces(extent, |chunk, within, range| {
-                let chunk = self.chunks[chunk].read().unwrap_or_else(std::sync::PoisonError::into_inner);
-                let out = &mut batch.buffer[range];
-                match chunk.as_deref() {
-                    Some(bytes) => out.copy_from_slice(&bytes[within..within + out.len()]),
-                    None => out.fill(0),
-                }
-            });
-        }
-        (batch, Ok(()))
+    fn start(&self, operation: Operation, mut batch: IoBatch) -> InFlight {
+        let result = check_extents(self, &batch).and_then(|()| match operation {
+            Operation::Read => self.read_all(&mut batch),
+            Operation::Write => self.write_all(&batch),
+        });
+        InFlight::done(batch, result)
     }
 
-    fn write(&self, batch: IoBatch) -> (IoBatch, Result<()>) {
-        if let Err(error) = check_extents(self, &batch) {
-            return (batch, Err(error));
-        }
-        for extent in &batch.extents {
-            Self::pieces(extent, |chunk, within, range| {
-                let mut chunk = self.chunks[chunk].write().unwrap_or_else(std::sync::PoisonError::into_inner);
-                let bytes = chunk.get_or_insert_with(|| vec![0; CHUNK_BYTES].into_boxed_slice());
-                bytes[within..within + range.len()].copy_from_slice(&batch.buffer[range]);
-            });
-        }
-        (batch, Ok(()))
+    fn discard(&self, offset: u64, nbytes: u64) -> Result<()> {
+        check_discard(self, offset, nbytes)?;
+        Self::pieces(offset, nbytes, |number, range, _| {
+            let mut chunk = self.chunks[number].write().unwrap_or_else(PoisonError::into_inner);
+            match chunk.as_mut() {
+                Some(bytes) if range.len() < bytes.len() => bytes[range].fill(0),
+                _ => *chunk = None,
+            }
+            Ok(())
+        })
     }
 
     fn sync(&self) -> Result<()> {

@@ -21,7 +21,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use serde::Deserialize;
 
-use crate::backend::{Backend, BackendInfo, Extent, IoBatch};
+use crate::backend::{AlignedBuffer, Backend, BackendInfo, Extent, InFlight, IoBatch, Operation};
 use crate::error::{Error, ErrorKind, Result};
 use crate::rng;
 use crate::units::PS_PER_NS;
@@ -234,22 +234,8 @@ impl FaultyBackend {
         }
         Some(*extent)
     }
-}
 
-impl Backend for FaultyBackend {
-    fn len_bytes(&self) -> u64 {
-        self.inner.len_bytes()
-    }
-
-    fn alignment_bytes(&self) -> usize {
-        self.inner.alignment_bytes()
-    }
-
-    fn info(&self) -> BackendInfo {
-        self.inner.info()
-    }
-
-    fn read(&self, batch: IoBatch) -> (IoBatch, Result<()>) {
+    fn read_some(&self, batch: IoBatch) -> (IoBatch, Result<()>) {
         let mut state = self.lock();
         let served = self.served(&state, &batch.extents);
         state.requests += served as u64;
@@ -268,7 +254,7 @@ impl Backend for FaultyBackend {
         self.inner.read(batch)
     }
 
-    fn write(&self, mut batch: IoBatch) -> (IoBatch, Result<()>) {
+    fn write_some(&self, mut batch: IoBatch) -> (IoBatch, Result<()>) {
         let mut state = self.lock();
         let served = self.served(&state, &batch.extents);
         let (mut kept, mut flips) = (Vec::with_capacity(batch.extents.len()), Vec::new());
@@ -301,6 +287,36 @@ impl Backend for FaultyBackend {
         invert(&mut batch.buffer);
         batch.extents = asked;
         (batch, result.and(failure.map_or(Ok(()), Err)))
+    }
+}
+
+impl Backend for FaultyBackend {
+    fn len_bytes(&self) -> u64 {
+        self.inner.len_bytes()
+    }
+
+    fn alignment_bytes(&self) -> usize {
+        self.inner.alignment_bytes()
+    }
+
+    fn info(&self) -> BackendInfo {
+        self.inner.info()
+    }
+
+    fn start(&self, operation: Operation, batch: IoBatch) -> InFlight {
+        let (batch, result) = match operation {
+            Operation::Read => self.read_some(batch),
+            Operation::Write => self.write_some(batch),
+        };
+        InFlight::done(batch, result)
+    }
+
+    fn buffer(&self, nbytes: usize) -> AlignedBuffer {
+        self.inner.buffer(nbytes)
+    }
+
+    fn discard(&self, offset: u64, nbytes: u64) -> Result<()> {
+        self.inner.discard(offset, nbytes)
     }
 
     fn sync(&self) -> Result<()> {

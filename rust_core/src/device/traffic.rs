@@ -1,15 +1,7 @@
 //! What is asked of a device, and what is kept of it.
 
+pub use crate::backend::Operation;
 use crate::stats::{DeviceCounters, LatencyHistogram};
-
-/// What a request does.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Operation {
-    /// Bytes come from the device.
-    Read,
-    /// Bytes go to the device.
-    Write,
-}
 
 /// One request to one device of the schedule.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -241,7 +241,7 @@ fn run_curve(spec: &DeviceSpec, workload: &Workload) -> PointResult {
     snapshot.write_latency.record_many(latency_ns, writes * pages);
     let mut latency = LatencyHistogram::default();
     latency.record_many(latency_ns, operations * pages);
-    let info = BackendInfo { engine: "phantom", direct: false, fallback_reason: String::new() };
+    let info = BackendInfo::new("phantom");
     PointResult {
         stats: DeviceStats::new(spec, info, snapshot, elapsed_ps / PS_PER_NS, workload.span_bytes),
         latency,
@@ -382,7 +382,7 @@ fn result(
 ) -> PointResult {
     snapshot.counters = snapshot.counters.since(&window.counters);
     let elapsed_ps = window.end_ps - window.begin_ps;
-    let info = BackendInfo { engine, direct: false, fallback_reason: String::new() };
+    let info = BackendInfo::new(engine);
     let total = window.warm_up + window.operations;
     let overrun = (total / BACKLOG_SHARE).max(BACKLOG_QUEUES * workload.queue_depth(spec) as u64);
     PointResult {

@@ -102,7 +102,7 @@ impl State {
                         state_out.fill(0.0);
                     }
                 }
-                let (job, places, _) = plan.build(None, |_, _, _| ());
+                let (job, places, _) = plan.build(None, store.memory(), |_, _, _| ());
                 let outcome = store.submit(job, false).0.take();
                 let JobDone { buffer, .. } = self.poison(outcome)?;
                 for (position, frame, offset) in arriving {
@@ -156,7 +156,8 @@ impl State {
                         plan.write_row(table, row, values, state_of(position));
                     }
                 }
-                let (job, _, _) = plan.build(None, |table, row, weights| store.initialise(table, row, weights));
+                let (job, _, _) =
+                    plan.build(None, store.memory(), |table, row, weights| store.initialise(table, row, weights));
                 let outcome = store.submit(job, false).0.take().map(drop);
                 self.poison(outcome)
             }
@@ -177,8 +178,9 @@ impl State {
             }
         }
         if !plan.is_empty() {
-            let (job, _, counts) =
-                plan.build(Some(store.clock.now_ns()), |table, row, weights| store.initialise(table, row, weights));
+            let (job, _, counts) = plan.build(Some(store.clock.now_ns()), store.memory(), |table, row, weights| {
+                store.initialise(table, row, weights);
+            });
             self.send_down(store, job, &counts);
         }
     }

@@ -142,7 +142,7 @@ impl Store {
         for (position, config) in self.config.tiers.iter().enumerate() {
             let hits = counters.tier_hits[position];
             let (info, snapshot, held, occupied) = if position == 0 {
-                let info = BackendInfo { engine: "ram", direct: false, fallback_reason: String::new() };
+                let info = BackendInfo::new("ram");
                 (
                     info,
                     state.memory.snapshot(0),

@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use super::{Place, State, Store, WRITE_BACK_JOBS_MAX, no_table};
+use crate::backend::AlignedBuffer;
 use crate::device::{BatchHandle, Operation, Request};
 use crate::error::{Error, ErrorKind, Result};
 use crate::tier::{Job, JobHandle, PlanBuilder, PlanCounts, Transfer, row_key, split_row_key};
@@ -261,6 +262,11 @@ impl Store {
         }
         (worker.submit(job), handle)
     }
+
+    /// Where jobs get their memory.
+    pub(super) fn memory(&self) -> impl FnOnce(usize) -> AlignedBuffer + use<'_> {
+        |nbytes| self.worker.as_ref().map_or_else(|| AlignedBuffer::zeroed(nbytes), |worker| worker.buffer(nbytes))
+    }
 }
 
 impl State {
@@ -396,8 +402,8 @@ impl State {
         counters.unique_rows += pins.len() as u64;
         let arrival = plan.filter(|plan| !plan.is_empty()).map(|plan| {
             let submitted_ns = store.clock.now_ns();
-            let (job, places, counts) =
-                plan.build(Some(submitted_ns), |table, row, weights| store.initialise(table, row, weights));
+            let (job, places, counts) = plan
+                .build(Some(submitted_ns), store.memory(), |table, row, weights| store.initialise(table, row, weights));
             counters.add_plan(&counts);
             let requests = job.reads.len() as u64;
             let (job, reads) = store.submit(job, true);
@@ -441,8 +447,9 @@ impl State {
             });
         }
         if !plan.is_empty() {
-            let (job, _, counts) =
-                plan.build(Some(store.clock.now_ns()), |table, row, weights| store.initialise(table, row, weights));
+            let (job, _, counts) = plan.build(Some(store.clock.now_ns()), store.memory(), |table, row, weights| {
+                store.initialise(table, row, weights);
+            });
             self.send_down(store, job, &counts);
         }
     }

@@ -264,10 +264,11 @@ impl<'a> PlanBuilder<'a> {
     }
 
     /// Lays the frames out in memory and gives the job, with the place of each frame. `initialise`
-    /// fills the weights of a row that does not exist yet; its state is zero.
+    /// fills the weights of a row that does not exist yet; its state is zero. What `memory` gives may hold anything.
     pub fn build(
         self,
         submitted_ns: Option<u64>,
+        memory: impl FnOnce(usize) -> AlignedBuffer,
         mut initialise: impl FnMut(usize, u64, &mut [f32]),
     ) -> (Job, Vec<usize>, PlanCounts) {
         let Self { tiers, mut frames, patches, images, counts, .. } = self;
@@ -282,7 +283,7 @@ impl<'a> PlanBuilder<'a> {
             frames[frame].buffer_offset = total;
             total += block_bytes(&frames[frame]);
         }
-        let mut buffer = AlignedBuffer::zeroed(total);
+        let mut buffer = memory(total);
         let (mut reads, mut writes, mut expected) = (Vec::new(), Vec::new(), Vec::new());
         for &position in &order {
             let frame = &frames[position];
@@ -322,6 +323,7 @@ fn fresh_block(
 ) {
     let (table, number) = key.parts();
     let (layout, shape) = (&tiers.layouts[table], &tiers.shapes[table]);
+    block.fill(0);
     TableLayout::write_header(key, block);
     let first = number * layout.rows_per_block;
     let mut weights = vec![0.0; shape.weight_floats];

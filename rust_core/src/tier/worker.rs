@@ -144,6 +144,12 @@ impl Worker {
         JobHandle(cell)
     }
 
+    /// Memory for a job: of the tier that moves its own fastest, if one has such. What it holds is arbitrary.
+    pub fn buffer(&self, nbytes: usize) -> AlignedBuffer {
+        let own = self.shared.backends.iter().find(|backend| backend.info().registered_buffers);
+        own.or(self.shared.backends.first()).map_or_else(|| AlignedBuffer::zeroed(nbytes), |tier| tier.buffer(nbytes))
+    }
+
     /// What runs underneath each block tier.
     pub fn backends(&self) -> &[Box<dyn Backend>] {
         &self.shared.backends
