@@ -15,6 +15,7 @@ __all__ = [
     "BUILD_PROFILE",
     "Device",
     "Gate",
+    "NbdServer",
     "Store",
     "Ticket",
     "__version__",
@@ -48,6 +49,20 @@ def check_device(spec_json: str) -> None:
 
 def run_workload(spec_json: str, workload_json: str, *, wall: bool) -> str:
     """Runs a load on the model of a device, in virtual time or in real time; one point as JSON."""
+
+@final
+class NbdServer:
+    """A device on a unix socket. `config_json` says backend, size, seed and timing."""
+
+    def __new__(cls, spec_json: str, *, config_json: str, socket: str | PathLike[str]) -> NbdServer: ...
+    def run(self) -> None:
+        """Serves until `stop`, or until a signal handler raises."""
+
+    def stop(self) -> None:
+        """Makes `run` return, from any thread."""
+
+    def stats_json(self) -> str:
+        """What server and device did; waits until `run` has returned."""
 
 @final
 class Gate:

@@ -1,7 +1,7 @@
 //! The core of tiermem: emulated storage-class memory and an exact tiered embedding store.
 //!
 //! No Python in here. Modules depend downwards only:
-//! `store > embedding > tier > cache | device > backend > stats > error units clock rng`.
+//! `store > embedding > tier > cache | nbd > device > backend > stats > error units clock rng`.
 
 pub mod backend;
 pub mod cache;
@@ -9,6 +9,7 @@ pub mod clock;
 pub mod device;
 pub mod embedding;
 pub mod error;
+pub mod nbd;
 pub mod rng;
 pub mod stats;
 pub mod store;

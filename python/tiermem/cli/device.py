@@ -4,7 +4,7 @@ import argparse
 import dataclasses
 from typing import Any
 
-from tiermem.cli import device_bench, device_fit
+from tiermem.cli import device_bench, device_fit, device_serve_nbd
 from tiermem.cli.common import Output, add_output_options
 from tiermem.config import DeviceSpec, available
 from tiermem.report import Table
@@ -15,7 +15,7 @@ __all__ = ["add"]
 
 def add(verbs: "argparse._SubParsersAction[Any]") -> None:
     """Adds the verb."""
-    parser = verbs.add_parser("device", help="list, show, fit and benchmark emulated devices")
+    parser = verbs.add_parser("device", help="list, show, fit, benchmark and serve emulated devices")
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     listing = actions.add_parser("list", help="shipped devices")
     add_output_options(listing)
@@ -28,6 +28,7 @@ def add(verbs: "argparse._SubParsersAction[Any]") -> None:
     show.set_defaults(run=_show)
     device_fit.add(actions)
     device_bench.add(actions)
+    device_serve_nbd.add(actions)
 
 
 def _list(options: argparse.Namespace) -> int:

@@ -5,6 +5,7 @@ from tiermem.emulator.device import Device, open_device
 from tiermem.emulator.fio import targets_from_fio
 from tiermem.emulator.fit import Fit, FitPoint, FitTargets, fit_device
 from tiermem.emulator.host import HostReport, probe_host
+from tiermem.emulator.nbd import NbdServer, ServerStats
 from tiermem.emulator.predict import Comparison, Prediction, compare_published, predict
 
 __all__ = [
@@ -16,7 +17,9 @@ __all__ = [
     "FitTargets",
     "HostReport",
     "Load",
+    "NbdServer",
     "Prediction",
+    "ServerStats",
     "bench_device",
     "compare_published",
     "fit_device",

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use pyo3::prelude::*;
 use serde_json::Value;
 use tiermem_core::clock::Clock;
-use tiermem_core::device::{DeviceConfig, DeviceSpec, EmulatedDevice, Workload, run_virtual, run_wall};
-use tiermem_core::{Error, ErrorKind};
+use tiermem_core::device::{DeviceConfig, DeviceSpec, EmulatedDevice, KeepGoing, Workload, run_virtual, run_wall};
+use tiermem_core::{Error, ErrorKind, Result};
 
 use crate::buffer::Bytes;
 use crate::error::to_python;
@@ -87,6 +87,16 @@ fn check_signals(py: Python<'_>) -> PyResult<()> {
 pub(crate) fn run_workload(py: Python<'_>, spec_json: &str, workload_json: &str, wall: bool) -> PyResult<String> {
     let spec = DeviceSpec::from_json(spec_json).map_err(to_python)?;
     let workload: Workload = parse_json("workload", workload_json)?;
+    let run = if wall { run_wall } else { run_virtual };
+    let point = until_interrupted(py, |keep_going| run(&spec, &workload, keep_going))?;
+    Ok(Value::to_string(&stats::point(&point)))
+}
+
+/// Runs without the interpreter's lock something that asks now and then whether to go on; Ctrl-C ends it.
+pub(crate) fn until_interrupted<T: Send>(
+    py: Python<'_>,
+    run: impl FnOnce(KeepGoing<'_>) -> Result<T> + Send,
+) -> PyResult<T> {
     let mut interrupt = None;
     let outcome = py.detach(|| {
         let mut keep_going = || match Python::attach(check_signals) {
@@ -96,12 +106,10 @@ pub(crate) fn run_workload(py: Python<'_>, spec_json: &str, workload_json: &str,
                 Err(Error::new(ErrorKind::Closed, "interrupted"))
             }
         };
-        let run = if wall { run_wall } else { run_virtual };
-        run(&spec, &workload, &mut keep_going)
+        run(&mut keep_going)
     });
     match (interrupt, outcome) {
         (Some(signal), _) => Err(signal),
-        (None, Err(error)) => Err(to_python(error)),
-        (None, Ok(point)) => Ok(Value::to_string(&stats::point(&point))),
+        (None, outcome) => outcome.map_err(to_python),
     }
 }

@@ -7,6 +7,7 @@ mod buffer;
 mod device;
 mod error;
 mod gate;
+mod nbd;
 mod stats;
 mod store;
 
@@ -23,6 +24,8 @@ mod _core {
     use crate::error::error_classes;
     #[pymodule_export]
     use crate::gate::Gate;
+    #[pymodule_export]
+    use crate::nbd::NbdServer;
     #[pymodule_export]
     use crate::store::{Store, Ticket};
 

@@ -6,6 +6,7 @@ mod emulated;
 mod event_list;
 mod fault;
 mod lateness;
+mod live;
 mod load;
 mod media;
 mod quantile;
@@ -22,6 +23,7 @@ pub use curve::{CurveFamily, WorkingPoint};
 pub use emulated::{DeviceConfig, EmulatedDevice};
 pub use fault::{FaultSpec, Storms};
 pub use lateness::{Debt, Lateness};
+pub use live::{LiveConfig, LiveDevice};
 pub use load::{Arrival, Pattern, Workload};
 pub use quantile::QuantileTable;
 pub use spec::{

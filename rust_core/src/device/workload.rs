@@ -4,16 +4,17 @@
 
 use super::curve::CurveFamily;
 use super::lateness::Lateness;
+use super::live::{Mover, touched_memory};
 use super::load::{Arrival, Requests, Workload};
 use super::queue::{AT_ISSUE, Completion, DeviceQueue, Entry};
 use super::spec::{DeviceKind, DeviceSpec};
 use super::traffic::{DeviceSnapshot, Operation};
 use super::usage::DeviceStats;
-use crate::backend::{AlignedBuffer, Backend, BackendConfig, BackendInfo, Extent, IoBatch, open_backend};
+use crate::backend::BackendInfo;
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result};
 use crate::stats::{DeviceCounters, LatencyHistogram};
-use crate::units::{PS_PER_NS, round_up};
+use crate::units::PS_PER_NS;
 
 /// The caller is asked whether to go on after so many media accesses.
 const ACCESSES_PER_QUESTION: u64 = 1 << 20;
@@ -262,10 +263,7 @@ pub fn run_wall(spec: &DeviceSpec, workload: &Workload, keep_going: KeepGoing<'_
             "a byte-addressable device cannot be imitated access by access in real time; use the virtual clock";
         return Err(Error::new(ErrorKind::Config, message).with_context("device", &spec.name));
     }
-    let alignment = AlignedBuffer::ALIGNMENT_BYTES as u64;
-    let backend = open_backend(&BackendConfig::ram(), round_up(workload.span_bytes, alignment))?;
-    touch(backend.as_ref())?;
-    let mut mover = Mover { backend, batch: Some(empty_batch(workload.block_bytes)) };
+    let mut mover = touched_memory(workload.span_bytes)?;
     let requests = Requests::new(*workload, spec);
     let mut queue = workload.queue(spec);
     let mut window = Window::new(workload, spec);
@@ -332,43 +330,13 @@ pub fn run_wall(spec: &DeviceSpec, workload: &Workload, keep_going: KeepGoing<'_
     Ok(result(spec, workload, &window, snapshot, latency, lateness, "ram"))
 }
 
-/// Writes everywhere once, so that no request pays for a page that the host hands out.
-fn touch(backend: &dyn Backend) -> Result<()> {
-    const CHUNK_BYTES: u64 = 1 << 20;
-    let mut batch = empty_batch(CHUNK_BYTES.min(backend.len_bytes()));
-    let mut offset = 0;
-    while offset < backend.len_bytes() {
-        batch.extents[0].offset = offset;
-        batch.extents[0].nbytes = CHUNK_BYTES.min(backend.len_bytes() - offset) as usize;
-        let (back, outcome) = backend.write(batch);
-        outcome?;
-        batch = back;
-        offset += CHUNK_BYTES;
-    }
-    Ok(())
-}
-
-/// Moves the bytes of one request at a time.
-struct Mover {
-    backend: Box<dyn Backend>,
-    batch: Option<IoBatch>,
-}
-
-fn empty_batch(nbytes: u64) -> IoBatch {
-    let extent = Extent { offset: 0, buffer_offset: 0, nbytes: nbytes as usize };
-    IoBatch { buffer: AlignedBuffer::zeroed(nbytes as usize), extents: vec![extent] }
-}
-
 fn submit(queue: &mut DeviceQueue, mover: &mut Mover, entry: Entry, now_ps: u64) -> Result<()> {
     queue.submit(now_ps, entry);
-    let mut batch = mover.batch.take().unwrap_or_else(|| empty_batch(u64::from(entry.nbytes)));
-    batch.extents[0].offset = entry.offset;
-    let (batch, outcome) = match entry.operation {
-        Operation::Read => mover.backend.read(batch),
-        Operation::Write => mover.backend.write(batch),
-    };
-    mover.batch = Some(batch);
-    outcome
+    let nbytes = entry.nbytes as usize;
+    match entry.operation {
+        Operation::Read => mover.read(entry.offset, nbytes, |_| ()),
+        Operation::Write => mover.write(entry.offset, nbytes, |_| ()),
+    }
 }
 
 fn result(
