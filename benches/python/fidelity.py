@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import tiermem as tm
+from client_views import SMALL, ViewSizes, client_views
 from scipy.stats import wasserstein_distance
 from tiermem import _core
 from tiermem.config import DeviceSpec, available
@@ -324,7 +325,7 @@ def _cost(sizes: Sizes) -> list[str]:
 
 
 def _page(
-    sizes: Sizes, found: dict[str, list[Comparison]], wall: list[dict[str, Any]]
+    sizes: Sizes, found: dict[str, list[Comparison]], wall: list[dict[str, Any]], views: list[str]
 ) -> tuple[str, float, float]:
     every = [each for points in found.values() for each in points if each.is_target]
     targets = [abs(each.error) for each in every]
@@ -369,6 +370,9 @@ def _page(
         "Byte-addressable memories are imitated a batch at a time, if the host is faster than the memory:",
         "",
         *_memories(sizes),
+        "## Device, API and client",
+        "",
+        *views,
         "## Lateness",
         "",
         "Share of requests delivered at most so long after they were due, in the run of median lateness.",
@@ -400,7 +404,8 @@ def main() -> None:
     }
     blocks = [spec for spec in map(DeviceSpec.load, sizes.devices) if spec.kind == "block"]
     wall = [row for spec in blocks for row in _wall_rows(spec, sizes)]
-    page, mean, worst = _page(sizes, found, wall)
+    views, summary = client_views(SMALL if options.small else ViewSizes())
+    page, mean, worst = _page(sizes, found, wall, views)
     if options.out is not None:
         write_text(options.out, page)
     valid = [row for row in wall if row["late"] <= LATE_SHARE_MAX]
@@ -415,6 +420,7 @@ def main() -> None:
                 "wall_points": len(wall),
                 "wall_points_valid": len(valid),
                 "wall_worst_valid_iops_error": max((abs(row["iops_error"]) for row in valid), default=None),
+                **summary,
                 "build_profile": _core.BUILD_PROFILE,
                 "page_lines": page.count("\n"),
             }

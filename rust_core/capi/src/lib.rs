@@ -141,16 +141,7 @@ pub unsafe extern "C" fn tiermem_device_poll(device: *mut LiveDevice, tags: *mut
     let device = unsafe { &mut *device };
     // SAFETY: by the contract of this function.
     let tags = unsafe { std::slice::from_raw_parts_mut(tags, tags_max) };
-    let polled = catch_unwind(AssertUnwindSafe(|| {
-        let mut count = 0;
-        while count < tags.len()
-            && let Some(tag) = device.poll()
-        {
-            tags[count] = tag;
-            count += 1;
-        }
-        count
-    }));
+    let polled = catch_unwind(AssertUnwindSafe(|| device.poll_many(tags)));
     polled.unwrap_or(0)
 }
 

@@ -213,7 +213,24 @@ impl LiveDevice {
 
     /// A request that is due, if there is one.
     pub fn poll(&mut self) -> Option<u32> {
-        let now_ns = self.clock.now_ns();
+        self.poll_at(self.clock.now_ns())
+    }
+
+    /// The requests that are due, as many as `tags` takes; gives their number. Reads the clock once, since a
+    /// client that spins waits for nothing else.
+    pub fn poll_many(&mut self, tags: &mut [u32]) -> usize {
+        let (now_ns, mut count) = (self.clock.now_ns(), 0);
+        while count < tags.len()
+            && let Some(tag) = self.poll_at(now_ns)
+        {
+            tags[count] = tag;
+            count += 1;
+        }
+        count
+    }
+
+    #[inline]
+    fn poll_at(&mut self, now_ns: u64) -> Option<u32> {
         let tag = if self.zero_latency {
             self.due.pop_front()?
         } else {
