@@ -89,7 +89,7 @@ def _engine_floor_ns(engine: Path, sizes: ViewSizes) -> int:
 
 
 def _nbd_alone(sizes: ViewSizes) -> tuple[int, dict[int, float]]:
-    """What fio, socket and server do by themselves: time of one request at a time, and IOPS by queue depth."""
+    """fio, socket and server by themselves: time of one request at a time, and IOPS by queue depth."""
     found: dict[int, witness.Seen] = {}
     with witness.through_nbd("nand-p3700", zero_latency=True) as (arguments, _):
         for depth in sizes.depths:

@@ -20,10 +20,11 @@ __all__ = [
     "Ticket",
     "__version__",
     "check_device",
-    "direct_io_refusal",
     "error_classes",
     "free_bytes",
+    "huge_pages_allowed",
     "io_uring_refusal",
+    "probe_directory",
     "run_workload",
 ]
 
@@ -38,8 +39,11 @@ def error_classes() -> list[tuple[str, str]]:
 def io_uring_refusal() -> str | None:
     """Why this host has no usable io_uring; `None` if it has."""
 
-def direct_io_refusal(directory: str | PathLike[str]) -> str | None:
-    """Why the filesystem of a directory refuses O_DIRECT; `None` if it takes it."""
+def probe_directory(directory: str | PathLike[str]) -> tuple[str | None, int, bool]:
+    """(why a directory refuses O_DIRECT, alignment of transfers in bytes, whether buffers are registered)."""
+
+def huge_pages_allowed() -> bool:
+    """Whether the kernel gives huge pages to memory that asks for them."""
 
 def free_bytes(directory: str | PathLike[str]) -> int:
     """Free bytes of the filesystem of a directory."""

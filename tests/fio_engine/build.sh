@@ -42,7 +42,7 @@ fi
 
 (cd "$root" && cargo build --release --locked --quiet -p tiermem-capi)
 target="$(cd "$root" && cargo metadata --no-deps --format-version 1 | sed 's/.*"target_directory":"\([^"]*\)".*/\1/')"
-"${CC:-cc}" -std=gnu11 -O2 -Wall -Wno-unused-parameter -shared -fPIC -D_GNU_SOURCE -DTIERMEM_FIO_VERSION="\"$version\"" \
+"${CC:-cc}" -std=gnu11 -O2 -Wall -Wno-unused-parameter -shared -fPIC -D_GNU_SOURCE -DTIERMEM_FIO_VERSION="\"${version#fio-}\"" \
   -include "$source/config-host.h" -I "$source" -I "$root/rust_core/capi/include" \
   -o "$out/tiermem_fio.so.new" "$here/tiermem_fio.c" "$target/release/libtiermem_capi.a" -lpthread -ldl -lm
 mv "$out/tiermem_fio.so.new" "$out/tiermem_fio.so"

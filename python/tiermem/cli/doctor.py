@@ -33,12 +33,15 @@ def _run(options: argparse.Namespace) -> int:
     output.result(f"cores            {report.cores}")
     available = format_bytes(report.memory_available_bytes)
     output.result(f"memory           {format_bytes(report.memory_bytes)}, {available} available")
+    output.result(f"huge pages       {'yes' if report.huge_pages else 'no'}")
     output.result(f"io_uring         {report.io_uring_refusal or 'yes'}")
     if report.directory_refusal:
         output.result(f"scratch files    {report.directory_refusal}")
     else:
         output.result(f"scratch files    {report.directory}, {format_bytes(report.free_bytes)} free")
-        output.result(f"O_DIRECT         {report.direct_io_refusal or 'yes'}")
+        aligned = f"yes, in multiples of {report.alignment_bytes} bytes"
+        output.result(f"O_DIRECT         {report.direct_io_refusal or aligned}")
+        output.result(f"fixed buffers    {'yes' if report.registered_buffers else 'no'}")
     output.result(f"sleep of 100 us  overshoots by {report.sleep_overshoot_us:.0f} us; waits spin at the end")
     warning = "" if report.build_profile == "release" else ": do not benchmark it"
     output.result(f"extension        {report.build_profile} build{warning}")

@@ -24,6 +24,12 @@ class HostReport:
     directory: str
     directory_refusal: str
     direct_io_refusal: str
+    alignment_bytes: int
+    """What direct transfers to files in the directory must be multiples of."""
+    registered_buffers: bool
+    """Whether the kernel pins memory for io_uring, rather than at every request."""
+    huge_pages: bool
+    """Whether the kernel gives huge pages to memory that asks for them."""
     free_bytes: int
     sleep_overshoot_us: float
     """Median overshoot of a 100 us sleep: what a sleeping emulator would add."""
@@ -33,9 +39,11 @@ class HostReport:
 def probe_host(directory: Path) -> HostReport:
     """Probes the host, with `directory` for scratch files."""
     refusal, direct, free = "", "", 0
+    alignment, registered = 1, False
     try:
         free = _core.free_bytes(directory)
-        direct = _core.direct_io_refusal(directory) or ""
+        found, alignment, registered = _core.probe_directory(directory)
+        direct = found or ""
     except (TiermemError, OSError) as error:
         refusal = str(error)
     memory = psutil.virtual_memory()
@@ -47,6 +55,9 @@ def probe_host(directory: Path) -> HostReport:
         directory=str(directory),
         directory_refusal=refusal,
         direct_io_refusal=direct,
+        alignment_bytes=alignment,
+        registered_buffers=registered,
+        huge_pages=_core.huge_pages_allowed(),
         free_bytes=free,
         sleep_overshoot_us=_sleep_overshoot_us(),
         build_profile=_core.BUILD_PROFILE,

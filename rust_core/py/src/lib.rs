@@ -44,12 +44,23 @@ mod _core {
         py.detach(tiermem_core::backend::probe_io_uring).err().map(|error| error.to_string())
     }
 
+    /// (why O_DIRECT is refused, alignment of transfers in bytes, whether buffers are registered with the kernel)
     #[pyfunction]
-    fn direct_io_refusal(py: Python<'_>, directory: std::path::PathBuf) -> PyResult<Option<String>> {
+    fn probe_directory(py: Python<'_>, directory: std::path::PathBuf) -> PyResult<(Option<String>, usize, bool)> {
         use tiermem_core::backend::{BackendConfig, Engine, open_backend};
-        let config = BackendConfig { directory: Some(directory), ..BackendConfig::new(Engine::File) };
-        let info = py.detach(|| open_backend(&config, 1 << 20)).map_err(crate::error::to_python)?.info();
-        Ok((!info.direct).then_some(info.fallback_reason))
+        let open = |engine| {
+            let config = BackendConfig { directory: Some(directory.clone()), ..BackendConfig::new(engine) };
+            py.detach(|| open_backend(&config, 1 << 20)).map_err(crate::error::to_python)
+        };
+        let file = open(Engine::File)?;
+        let info = file.info();
+        let refusal = (!info.direct).then_some(info.fallback_reason);
+        Ok((refusal, file.alignment_bytes(), open(Engine::Auto)?.info().registered_buffers))
+    }
+
+    #[pyfunction]
+    fn huge_pages_allowed() -> bool {
+        tiermem_core::backend::huge_pages_allowed()
     }
 
     #[pyfunction]
