@@ -44,7 +44,7 @@ mod _core {
         py.detach(tiermem_core::backend::probe_io_uring).err().map(|error| error.to_string())
     }
 
-    /// (why O_DIRECT is refused, alignment of transfers in bytes, whether buffers are registered with the kernel)
+    /// (why direct I/O is refused, alignment of transfers in bytes, whether buffers are registered with the kernel)
     #[pyfunction]
     fn probe_directory(py: Python<'_>, directory: std::path::PathBuf) -> PyResult<(Option<String>, usize, bool)> {
         use tiermem_core::backend::{BackendConfig, Engine, open_backend};
