@@ -88,7 +88,7 @@ fn an_old_client_goes_by_the_name_of_the_export() {
         let mut session = Session::new(LEN);
         take_output(&mut session);
         tell(&mut session, &flags.to_be_bytes());
-        tell(&mut session, &option(1, b"anything"));
+        tell(&mut session, &option(1, b""));
         assert_eq!(take_output(&mut session).len(), 10 + zeroes);
         assert_eq!(tell(&mut session, &request(0, 3, 1, 0, 0)), [Command::Flush { cookie: 1 }]);
     }
@@ -129,7 +129,7 @@ fn goodbye_is_acknowledged_in_the_negotiation_and_answered_by_silence_later() {
     assert!(session.is_ending() && session.refusal().is_none());
 
     let mut session = negotiated();
-    let both = [request(0, 0, 1, 0, 512), request(0, 2, 2, 0, 0), request(0, 0, 3, 0, 512)].concat();
+    let both = [request(0, 0, 1, 0, 512), request(1, 2, 2, 0, 0), request(0, 0, 3, 0, 512)].concat();
     assert_eq!(tell(&mut session, &both).len(), 1, "nothing after the goodbye");
     assert!(session.is_ending() && session.refusal().is_none() && session.output().is_empty());
     session.reply(1, Ok(&[5; 512]));
@@ -146,7 +146,6 @@ fn requests_that_the_device_cannot_serve_are_answered_with_an_error() {
         ("beyond 64 bits", request(0, 0, 1, u64::MAX, 2), NbdError::Invalid),
         ("nothing", request(0, 0, 1, 0, 0), NbdError::Invalid),
         ("too much", request(0, 0, 1, 0, REQUEST_BYTES_MAX + 1), NbdError::Invalid),
-        ("a read with FUA", request(1, 0, 1, 0, 1), NbdError::Invalid),
         ("a flag of structured replies", request(4, 0, 1, 0, 1), NbdError::Invalid),
         ("a full device", [request(0, 1, 1, LEN - 1, 1024), payload.clone()].concat(), NbdError::NoSpace),
         ("a write with an unknown flag", [request(2, 1, 1, 0, 1024), payload.clone()].concat(), NbdError::Invalid),
@@ -161,6 +160,11 @@ fn requests_that_the_device_cannot_serve_are_answered_with_an_error() {
         assert_eq!(output[4..8], (expected as u32).to_be_bytes(), "{what}");
         assert_eq!(output[8..16], 1u64.to_be_bytes());
     }
+    // FUA is valid with every command, and so is a trim of any length.
+    assert_eq!(tell(&mut session, &request(1, 3, 2, 0, 0)), [Command::Flush { cookie: 2 }]);
+    assert_eq!(tell(&mut session, &request(1, 0, 2, 0, 9)), [Command::Read { cookie: 2, offset: 0, nbytes: 9 }]);
+    let trim = Command::Trim { cookie: 2, offset: 0, nbytes: LEN as u32, force_unit_access: true };
+    assert_eq!(tell(&mut session, &request(1, 4, 2, 0, LEN as u32)), [trim]);
     // And the connection is as good as before.
     let write = [request(1, 1, 3, 512, 1024), payload.clone()].concat();
     let expected = Command::Write { cookie: 3, offset: 512, data: payload, force_unit_access: true };
@@ -188,6 +192,11 @@ fn what_cannot_be_understood_ends_the_connection_with_a_reason() {
     tell(&mut endless, &3u32.to_be_bytes());
     tell(&mut endless, &option(8, &[]).repeat(1000));
     assert!(endless.refusal().unwrap().contains("too many"));
+
+    let mut elsewhere = Session::new(LEN);
+    tell(&mut elsewhere, &3u32.to_be_bytes());
+    tell(&mut elsewhere, &option(1, b"other"));
+    assert!(elsewhere.refusal().unwrap().contains("not here"));
 
     let mut noise = negotiated();
     tell(&mut noise, &[0x42; 28]);

@@ -186,7 +186,10 @@ def image(tmp_path: Path) -> Path:
 def _tool(name: str, package: str) -> str:
     found = shutil.which(name)
     if found is None:
-        pytest.skip(f"{name} is not installed (Debian: apt-get install {package})")
+        reason = f"{name} is not installed (Debian: apt-get install {package})"
+        if os.environ.get("TIERMEM_REQUIRE_FIO"):
+            pytest.fail(reason)
+        pytest.skip(reason)
     return found
 
 

@@ -12,6 +12,8 @@ command -v fio >/dev/null || skip "fio is not installed (Debian: apt-get install
 version="$(fio --version)" # fio-3.33
 package="$(dpkg-query --show --showformat='${source:Version}' fio 2>/dev/null)" ||
   skip "fio is not Debian's, so that its headers are not to be had by apt-get source"
+dpkg-query --search "$(readlink -f "$(command -v fio)")" >/dev/null 2>&1 ||
+  skip "the fio in PATH, $(command -v fio), is not the packaged one, so that its headers are not known"
 source="$out/$package/$version"
 
 if [ ! -e "$source/config-host.h" ]; then

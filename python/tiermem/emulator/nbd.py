@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import urllib.parse
 from types import TracebackType
 from typing import Self
 
@@ -78,7 +79,7 @@ class NbdServer:
             "zero_latency": zero_latency,
         }
         self.spec = spec
-        self.uri = f"nbd+unix:///?socket={os.fspath(socket)}"
+        self.uri = f"nbd+unix:///?socket={urllib.parse.quote(os.fspath(socket))}"
         self._core: _core.NbdServer | None = _core.NbdServer(
             spec.to_json(), config_json=json.dumps(config), socket=os.fspath(socket)
         )
@@ -108,7 +109,9 @@ class NbdServer:
         )
 
     def close(self) -> None:
-        """Ends all connections, frees the memory and removes the socket."""
+        """Stops serving; once `run` has returned, connections end, and memory and socket are given back."""
+        if self._core is not None:
+            self._core.stop()
         self._core = None
 
     def __enter__(self) -> Self:

@@ -93,6 +93,9 @@ pub unsafe extern "C" fn tiermem_device_read(
 ) -> i32 {
     // SAFETY: by the contract of this function.
     let device = unsafe { &mut *device };
+    if memory.is_null() {
+        return -libc::EINVAL;
+    }
     // SAFETY: by the contract of this function.
     let out = unsafe { std::slice::from_raw_parts_mut(memory, nbytes) };
     code(catch_unwind(AssertUnwindSafe(|| device.read(tag, offset, out))))
@@ -113,6 +116,9 @@ pub unsafe extern "C" fn tiermem_device_write(
 ) -> i32 {
     // SAFETY: by the contract of this function.
     let device = unsafe { &mut *device };
+    if memory.is_null() {
+        return -libc::EINVAL;
+    }
     // SAFETY: by the contract of this function.
     let data = unsafe { std::slice::from_raw_parts(memory, nbytes) };
     code(catch_unwind(AssertUnwindSafe(|| device.write(tag, offset, data))))
@@ -139,6 +145,9 @@ pub unsafe extern "C" fn tiermem_device_discard(device: *mut LiveDevice, offset:
 pub unsafe extern "C" fn tiermem_device_poll(device: *mut LiveDevice, tags: *mut u32, tags_max: usize) -> usize {
     // SAFETY: by the contract of this function.
     let device = unsafe { &mut *device };
+    if tags.is_null() {
+        return 0;
+    }
     // SAFETY: by the contract of this function.
     let tags = unsafe { std::slice::from_raw_parts_mut(tags, tags_max) };
     let polled = catch_unwind(AssertUnwindSafe(|| device.poll_many(tags)));

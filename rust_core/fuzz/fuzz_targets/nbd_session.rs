@@ -20,7 +20,7 @@ fuzz_target!(|bytes: &[u8]| {
         session.receive(piece);
         while let Some(command) = session.next_command() {
             let (cookie, nbytes) = match &command {
-                Command::Read { cookie, offset, nbytes } | Command::Trim { cookie, offset, nbytes } => {
+                Command::Read { cookie, offset, nbytes } | Command::Trim { cookie, offset, nbytes, .. } => {
                     assert!(*nbytes > 0 && *nbytes <= REQUEST_BYTES_MAX && offset + u64::from(*nbytes) <= LEN);
                     (*cookie, 0)
                 }

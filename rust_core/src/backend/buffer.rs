@@ -1,4 +1,4 @@
-//! The only allocator of I/O memory. All `unsafe` about raw memory of the core is in this file.
+//! The only allocator of I/O memory.
 
 #![expect(clippy::cast_ptr_alignment, reason = "the memory is aligned to 4096")]
 
@@ -7,14 +7,14 @@ use std::ops::{Deref, DerefMut, Range};
 use std::ptr::NonNull;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use memmap2::{Advice, MmapMut, MmapOptions};
+use memmap2::{Advice, MmapOptions, MmapRaw};
 
 use crate::error::{Error, ErrorKind, Result};
 
 /// Memory of at least this size is mapped: it costs nothing until touched, and may have huge pages.
 const MAPPED_BYTES_MIN: usize = 2 << 20;
 
-/// Owned, zeroed memory whose address is a multiple of 4096: what `O_DIRECT` asks for on every
+/// Owned memory, zeroed unless an arena lent it, whose address is a multiple of 4096: what `O_DIRECT` asks for on every
 /// filesystem that we know.
 pub struct AlignedBuffer {
     start: NonNull<u8>,
@@ -25,7 +25,7 @@ pub struct AlignedBuffer {
 enum Owner {
     Heap,
     /// Held for its `Drop`.
-    Mapping(#[expect(dead_code, reason = "unmaps the memory when it is dropped")] MmapMut),
+    Mapping(#[expect(dead_code, reason = "unmaps the memory when it is dropped")] MmapRaw),
     Region(Arc<Arena>),
 }
 
@@ -53,12 +53,13 @@ pub fn huge_pages_allowed() -> bool {
     std::fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled").is_ok_and(|text| !text.contains("[never]"))
 }
 
-fn map(nbytes: usize, pages: PageSize) -> Result<MmapMut> {
+fn map(nbytes: usize, pages: PageSize) -> Result<MmapRaw> {
     let mapping = MmapOptions::new().len(nbytes).map_anon().map_err(|_| refused(nbytes))?;
     let advice = if pages == PageSize::Huge { Advice::HugePage } else { Advice::NoHugePage };
     // A kernel without huge pages refuses the advice; the memory is as good.
     let _ = mapping.advise(advice);
-    Ok(mapping)
+    // Raw: pieces are lent out, and a slice over all of it would alias them.
+    Ok(MmapRaw::from(mapping))
 }
 
 #[repr(align(4096))]
@@ -93,7 +94,7 @@ impl AlignedBuffer {
             return Err(refused(nbytes));
         }
         if nbytes >= MAPPED_BYTES_MIN {
-            let mut mapping = map(nbytes, pages)?;
+            let mapping = map(nbytes, pages)?;
             let start = NonNull::new(mapping.as_mut_ptr()).ok_or_else(|| refused(nbytes))?;
             return Ok(Self { start, nbytes, owner: Owner::Mapping(mapping) });
         }
@@ -149,7 +150,7 @@ impl Drop for AlignedBuffer {
 
 /// Memory that a kernel knows by number, lent out in pieces: the pages are pinned once and not at every request.
 pub(super) struct Arena {
-    mapping: MmapMut,
+    mapping: MmapRaw,
     /// Sorted, never adjacent, in bytes from the start.
     free: Mutex<Vec<Range<usize>>>,
 }
@@ -180,13 +181,14 @@ impl Arena {
             free.remove(place);
         }
         // SAFETY: `begin` lies inside the mapping.
-        let start = unsafe { self.mapping.as_ptr().cast_mut().add(begin) };
+        let start = unsafe { self.mapping.as_mut_ptr().add(begin) };
         NonNull::new(start).map(|start| AlignedBuffer { start, nbytes, owner: Owner::Region(Arc::clone(self)) })
     }
 
     /// Whether these bytes belong to the arena.
     pub(super) fn contains(&self, start: *const u8) -> bool {
-        self.mapping.as_ptr_range().contains(&start)
+        let begin = self.mapping.as_ptr() as usize;
+        (begin..begin + self.mapping.len()).contains(&(start as usize))
     }
 
     fn give_back(&self, start: NonNull<u8>, nbytes: usize) {

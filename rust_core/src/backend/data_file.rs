@@ -38,6 +38,7 @@ pub struct DataFile {
     file: File,
     /// For errors; a scratch file has this name no more.
     path: PathBuf,
+    is_scratch: bool,
     len_bytes: u64,
     direct: bool,
     alignment_bytes: usize,
@@ -56,15 +57,14 @@ impl DataFile {
         });
         // A refused open may have created the file all the same.
         let unlinked = std::fs::remove_file(&path);
-        let mut opened = opened?;
+        let opened = Self { is_scratch: true, ..opened? };
         unlinked.map_err(|error| opened.failed("unlinking", error))?;
         opened.file.set_len(0).map_err(|error| opened.failed("sizing", error))?;
         opened
             .file
             .set_len(len_bytes)
             .map_err(|error| opened.failed("sizing", error).with_context("nbytes", len_bytes))?;
-        opened.len_bytes = len_bytes;
-        Ok(opened)
+        Ok(Self { len_bytes, ..opened })
     }
 
     /// An existing file, as long as it is now.
@@ -84,6 +84,7 @@ impl DataFile {
         Self {
             file,
             path: path.to_owned(),
+            is_scratch: false,
             len_bytes,
             direct: false,
             alignment_bytes: 1,
@@ -102,6 +103,7 @@ impl DataFile {
         let buffered = |file, fallback_reason| Self {
             file,
             path: path.to_owned(),
+            is_scratch: false,
             len_bytes: 0,
             direct: false,
             alignment_bytes: 1,
@@ -183,8 +185,12 @@ impl DataFile {
         }
     }
 
+    fn what(&self) -> &'static str {
+        if self.is_scratch { "a scratch file" } else { "a data file" }
+    }
+
     fn failed(&self, doing: &str, error: std::io::Error) -> Error {
-        Error::io(&format!("{doing} a scratch file"), error).with_context("path", self.path.display())
+        Error::io(&format!("{doing} {}", self.what()), error).with_context("path", self.path.display())
     }
 
     /// A transfer that failed or ended early.
@@ -197,7 +203,7 @@ impl DataFile {
     ) -> Error {
         let doing = if operation == Operation::Read { "reading" } else { "writing" };
         let error = if error.kind() == std::io::ErrorKind::UnexpectedEof {
-            let message = format!("{doing} a scratch file failed: it ends early, something truncated it");
+            let message = format!("{doing} {} failed: it ends early, something truncated it", self.what());
             Error::new(ErrorKind::Corruption, message)
                 .with_context("path", self.path.display())
                 .with_context("expected_bytes", self.len_bytes)

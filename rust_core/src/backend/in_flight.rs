@@ -12,6 +12,9 @@ use super::{AlignedBuffer, Extent, IoBatch, Operation};
 use crate::error::{Error, ErrorKind, Result};
 use crate::sync::{Arc, Condvar, Mutex, MutexGuard};
 
+/// So often a batch is tried again before EFAULT counts as what it says.
+const ORPHANED_MAX: u32 = 64;
+
 /// One request to the kernel: an extent, or what is left of it after a short transfer.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Piece {
@@ -66,6 +69,8 @@ struct Flight {
     again: Vec<(u32, u32)>,
     in_flight: usize,
     error: Option<Error>,
+    /// Requests that were tried again because the thread that handed them over had ended.
+    orphaned: u32,
     /// Nobody will take the outcome.
     abandoned: bool,
 }
@@ -113,7 +118,7 @@ pub(super) struct Coordinator<R> {
 }
 
 fn is_transient(code: i32) -> bool {
-    matches!(code, libc::EINTR | libc::EAGAIN | libc::EBUSY)
+    matches!(code, libc::EINTR | libc::EAGAIN | libc::EBUSY | libc::ECANCELED)
 }
 
 impl<R: Ring> Coordinator<R> {
@@ -146,6 +151,7 @@ impl<R: Ring> Coordinator<R> {
             again: Vec::new(),
             in_flight: 0,
             error: None,
+            orphaned: 0,
             abandoned: false,
         };
         let mut state = self.lock();
@@ -169,8 +175,7 @@ impl<R: Ring> Coordinator<R> {
         let mut state = self.drive(|state| state.flights[number].as_ref().is_none_or(Flight::is_done));
         match state.flights[number].take() {
             Some(Flight { batch, error, .. }) => (batch, error.map_or(Ok(()), Err)),
-            // Its memory had to be leaked.
-            None => (IoBatch { buffer: AlignedBuffer::zeroed(0), extents: Vec::new() }, Err(state.why_broken())),
+            None => (empty_batch(), Err(Error::new(ErrorKind::Closed, "the outcome of a batch was taken twice"))),
         }
     }
 
@@ -265,6 +270,10 @@ impl State {
     fn take_completions<R: Ring>(&mut self, ring: &R) {
         let mut completions = std::mem::take(&mut self.completions);
         ring.take(&mut completions);
+        if self.broken.is_some() {
+            // Of requests that were given up.
+            completions.clear();
+        }
         for (slot, code) in completions.drain(..) {
             let Place { flight: number, extent, done } = self.places[slot as usize];
             self.free_places.push(slot as u32);
@@ -272,10 +281,15 @@ impl State {
             flight.in_flight -= 1;
             let whole = flight.batch.extents[extent as usize];
             let rest = whole.nbytes - done as usize;
+            // The memory is there: the kernel says so if the thread that handed the request over has ended meanwhile.
+            let is_orphan = code == -libc::EFAULT && flight.orphaned < ORPHANED_MAX;
+            if is_orphan {
+                flight.orphaned += 1;
+            }
             let mut fail = |error| {
                 flight.error.get_or_insert_with(|| ring.failed(flight.operation, error, &whole));
             };
-            if code < 0 && !is_transient(-code) {
+            if code < 0 && !is_transient(-code) && !is_orphan {
                 fail(std::io::Error::from_raw_os_error(-code));
             } else if code == 0 && rest > 0 {
                 fail(std::io::ErrorKind::UnexpectedEof.into());
@@ -299,22 +313,20 @@ impl State {
         if error.raw_os_error().is_some_and(is_transient) {
             return;
         }
-        for flight in &mut self.flights {
-            if let Some(lost) = flight.take_if(|flight| flight.in_flight > 0) {
-                std::mem::forget(lost.batch);
+        for flight in self.flights.iter_mut().flatten().filter(|flight| !flight.is_done()) {
+            if flight.in_flight > 0 {
+                std::mem::forget(std::mem::replace(&mut flight.batch, empty_batch()));
+                flight.in_flight = 0;
             }
-        }
-        for flight in self.flights.iter_mut().flatten().filter(|flight| flight.has_more()) {
-            flight.error = Some(Error::io("using io_uring", duplicate(error)));
+            flight.error.get_or_insert_with(|| Error::io("using io_uring", duplicate(error)));
         }
         self.unfinished.clear();
         self.broken.get_or_insert_with(|| Error::io("using io_uring", duplicate(error)));
     }
+}
 
-    fn why_broken(&self) -> Error {
-        let lost = || Error::new(ErrorKind::Closed, "the outcome of a batch was taken twice");
-        self.broken.as_ref().map_or_else(lost, Error::duplicate)
-    }
+fn empty_batch() -> IoBatch {
+    IoBatch { buffer: AlignedBuffer::zeroed(0), extents: Vec::new() }
 }
 
 fn duplicate(error: &std::io::Error) -> std::io::Error {
@@ -380,3 +392,74 @@ impl Drop for InFlight {
 #[cfg(all(test, feature = "shuttle"))]
 #[path = "in_flight_interleavings.rs"]
 mod interleavings;
+
+#[cfg(all(test, not(feature = "shuttle")))]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    /// A kernel that takes requests and, from some moment on, refuses every call for good.
+    #[derive(Default)]
+    struct RefusingRing {
+        refuses: AtomicBool,
+        pushed: std::sync::Mutex<Vec<u64>>,
+    }
+
+    impl Ring for RefusingRing {
+        fn depth(&self) -> usize {
+            4
+        }
+
+        fn group(&self) -> usize {
+            1
+        }
+
+        unsafe fn push(&self, number: u64, _: Piece) {
+            self.pushed.lock().unwrap_or_else(PoisonError::into_inner).push(number);
+        }
+
+        fn submit(&self) -> std::io::Result<()> {
+            let refuses = self.refuses.load(Ordering::Relaxed);
+            if refuses { Err(std::io::Error::from_raw_os_error(libc::EPERM)) } else { Ok(()) }
+        }
+
+        fn wait(&self) -> std::io::Result<()> {
+            self.refuses.store(true, Ordering::Relaxed);
+            self.submit()
+        }
+
+        fn take(&self, completions: &mut Vec<(u64, i32)>) {
+            // What was lost completes late, all the same.
+            if self.refuses.load(Ordering::Relaxed) {
+                completions.extend(
+                    self.pushed.lock().unwrap_or_else(PoisonError::into_inner).drain(..).map(|number| (number, 8)),
+                );
+            }
+        }
+
+        fn failed(&self, _: Operation, error: std::io::Error, _: &Extent) -> Error {
+            Error::io("moving", error)
+        }
+    }
+
+    #[test]
+    fn a_ring_that_breaks_fails_what_it_has_and_what_comes_and_hangs_nobody() {
+        let coordinator = Arc::new(Coordinator::new(RefusingRing::default()));
+        let batch = || IoBatch {
+            buffer: AlignedBuffer::zeroed(64),
+            extents: vec![Extent { offset: 0, buffer_offset: 0, nbytes: 8 }; 8],
+        };
+        let start = || InFlight::on_ring(&coordinator, coordinator.start(Operation::Read, batch()));
+        let (first, second) = (start(), start());
+        let (lost, error) = first.wait();
+        assert_eq!(error.unwrap_err().raw_os_error(), Some(libc::EPERM));
+        assert!(lost.buffer.is_empty(), "the kernel may still write there");
+        let later = start();
+        assert_eq!(later.wait().1.unwrap_err().raw_os_error(), Some(libc::EPERM));
+        let (whole, error) = second.wait();
+        assert!(error.is_err());
+        assert_eq!(whole.buffer.len(), 64, "nothing of it was handed over");
+        drop(start());
+        coordinator.drain();
+    }
+}

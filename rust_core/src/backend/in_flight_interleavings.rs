@@ -1,6 +1,8 @@
 //! The coordinator under many interleavings of threads, over a simulated ring that completes in any order,
 //! short, and late. `cargo test -p tiermem-core --features shuttle --lib interleavings` runs it.
 
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
+
 use shuttle::rand::{Rng, thread_rng};
 use shuttle::sync::{Arc, Condvar, Mutex};
 

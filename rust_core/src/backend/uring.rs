@@ -52,13 +52,9 @@ fn refused(error: &std::io::Error) -> Error {
 }
 
 fn new_ring(entries: u32) -> Result<IoUring> {
-    // Fewer interrupts of the threads that submit; kernels before 5.19 do not know it.
-    let ring = IoUring::builder().setup_coop_taskrun().build(entries);
-    let ring = match ring {
-        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => IoUring::new(entries),
-        other => other,
-    };
-    let ring = ring.map_err(|error| refused(&error))?;
+    // Not with COOP_TASKRUN: completions would wait until the thread that submitted enters the kernel again, and
+    // here another one may be waiting for them.
+    let ring = IoUring::new(entries).map_err(|error| refused(&error))?;
     let mut probe = Probe::new();
     ring.submitter().register_probe(&mut probe).map_err(|error| refused(&error))?;
     let needed = [opcode::Read::CODE, opcode::Write::CODE, opcode::ReadFixed::CODE, opcode::WriteFixed::CODE];

@@ -145,7 +145,7 @@ impl EmulatedDevice {
             extents.push(Extent { offset: start, buffer_offset: total, nbytes: length });
             total += length;
         }
-        let batch = IoBatch { buffer: AlignedBuffer::zeroed(total), extents };
+        let batch = IoBatch { buffer: self.backend.buffer(total), extents };
         let (batch, result) = self.backend.read(batch);
         result?;
         for (position, (extent, &offset)) in batch.extents.iter().zip(offsets).enumerate() {
@@ -169,7 +169,7 @@ impl EmulatedDevice {
                 .with_context("nbytes", nbytes)
                 .with_context("alignment_bytes", alignment));
         }
-        let mut buffer = AlignedBuffer::zeroed(data.len());
+        let mut buffer = self.backend.buffer(data.len());
         buffer.copy_from_slice(data);
         let extents =
             offsets.iter().enumerate().map(|(n, &offset)| Extent { offset, buffer_offset: n * nbytes, nbytes });

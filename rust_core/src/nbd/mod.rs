@@ -34,6 +34,8 @@ const LINGER_NS: u64 = 200_000;
 /// The caller is asked so often whether to go on.
 const QUESTION_NS: u64 = 50_000_000;
 const READ_BYTES: usize = 256 << 10;
+/// One connection gets at most so much before the others have their turn.
+const FLUSH_BYTES_MAX: usize = 1 << 20;
 
 /// What became of the connections.
 #[derive(Debug, Clone, Default)]
@@ -75,6 +77,8 @@ pub struct NbdServer {
     pending: Vec<Option<Pending>>,
     free_tags: Vec<u32>,
     stats: ServerStats,
+    /// Nobody is accepted before this time, since the host could not a moment ago.
+    deaf_until_ns: u64,
     input: Vec<u8>,
 }
 
@@ -83,7 +87,7 @@ impl NbdServer {
     ///
     /// # Errors
     ///
-    /// `Config` if the path is taken or unusable.
+    /// `Config` if the path is taken or too long; `Io` if the host refuses it.
     pub fn bind(device: LiveDevice, clock: Arc<Clock>, path: &Path) -> Result<Self> {
         if clock.is_virtual() {
             return Err(Error::new(ErrorKind::Config, "a client lives in real time; serve on a wall clock"));
@@ -96,6 +100,7 @@ impl NbdServer {
             pending: Vec::new(),
             free_tags: Vec::new(),
             stats: ServerStats::default(),
+            deaf_until_ns: 0,
             input: vec![0; READ_BYTES],
         })
     }
@@ -165,14 +170,7 @@ impl NbdServer {
 
     fn flush(&mut self) {
         for (_, connection) in self.connections.iter_mut().flatten() {
-            while !connection.session.output().is_empty() && !connection.gone {
-                match connection.stream.write(connection.session.output()) {
-                    Ok(nbytes) if nbytes > 0 => connection.session.sent(nbytes),
-                    Err(error) if error.kind() == Kind::Interrupted => {}
-                    Err(error) if error.kind() == Kind::WouldBlock => break,
-                    _ => connection.gone = true,
-                }
-            }
+            connection.flush();
         }
     }
 
@@ -180,7 +178,9 @@ impl NbdServer {
     fn wait(&mut self, idle_ns: Option<u64>, ready: &mut Vec<usize>) -> Result<()> {
         ready.clear();
         let mut places = Vec::with_capacity(self.connections.len());
-        let mut sockets = vec![PollFd::new(self.socket.listener(), PollFlags::IN)];
+        let is_deaf = self.clock.now_ns() < self.deaf_until_ns;
+        let calls = if is_deaf { PollFlags::empty() } else { PollFlags::IN };
+        let mut sockets = vec![PollFd::new(self.socket.listener(), calls)];
         for (place, slot) in self.connections.iter().enumerate() {
             let Some((_, connection)) = slot else { continue };
             let mut wanted = PollFlags::empty();
@@ -199,17 +199,30 @@ impl NbdServer {
             Ok(_) | Err(Errno::INTR | Errno::AGAIN) => {}
             Err(error) => return Err(Error::io("waiting for clients", error.into())),
         }
-        let called = !sockets[0].revents().is_empty();
+        let called = !sockets[0].revents().is_empty() && self.clock.now_ns() >= self.deaf_until_ns;
         let heard = sockets[1..].iter().zip(&places).filter(|(socket, _)| {
             socket.revents().intersects(PollFlags::IN | PollFlags::HUP | PollFlags::ERR | PollFlags::NVAL)
         });
         ready.extend(heard.map(|(_, &place)| place));
         drop(sockets);
-        if called { self.accept() } else { Ok(()) }
+        if called {
+            self.accept();
+        }
+        Ok(())
     }
 
-    fn accept(&mut self) -> Result<()> {
-        while let Some(stream) = self.socket.accept()? {
+    fn accept(&mut self) {
+        loop {
+            let stream = match self.socket.accept() {
+                Ok(Some(stream)) => stream,
+                Ok(None) => return,
+                Err(_) => {
+                    // Most likely this process has no file descriptor left; those who are connected go on.
+                    self.refuse("the host could not accept a connection");
+                    self.deaf_until_ns = self.clock.now_ns() + QUESTION_NS;
+                    return;
+                }
+            };
             self.stats.connections += 1;
             if self.connections.iter().flatten().count() >= CONNECTIONS_MAX {
                 self.refuse("too many connections at once");
@@ -223,7 +236,6 @@ impl NbdServer {
                 None => self.connections.push(slot),
             }
         }
-        Ok(())
     }
 
     fn refuse(&mut self, reason: &'static str) {
@@ -267,8 +279,10 @@ impl NbdServer {
                 let synced = synced.map(|()| Vec::new()).map_err(|error| nbd_error(error.kind()));
                 (cookie, written.map(|()| Some(synced)))
             }
-            Command::Trim { cookie, offset, nbytes } => {
-                (cookie, self.device.discard(offset, u64::from(nbytes)).map(|()| None))
+            Command::Trim { cookie, offset, nbytes, force_unit_access } => {
+                let trimmed = self.device.discard(offset, u64::from(nbytes));
+                let synced = if force_unit_access { trimmed.and_then(|()| self.device.sync()) } else { trimmed };
+                (cookie, synced.map(|()| None))
             }
             Command::Flush { cookie } => (cookie, self.device.sync().map(|()| None)),
         };
@@ -291,7 +305,11 @@ impl NbdServer {
     /// Closes what has ended.
     fn reap(&mut self) {
         for place in 0..self.connections.len() {
-            let Some((_, connection)) = &self.connections[place] else { continue };
+            let Some((_, connection)) = &mut self.connections[place] else { continue };
+            if connection.session.refusal().is_some() {
+                // It may hold a word about the reason.
+                connection.flush();
+            }
             let answered = connection.outstanding == 0 && connection.session.output().is_empty();
             let refusal = connection.session.refusal();
             if connection.gone || refusal.is_some() || (connection.session.is_ending() && answered) {
@@ -305,6 +323,23 @@ impl NbdServer {
 }
 
 impl Connection {
+    /// Writes what the socket takes, and not so much that others wait long for theirs.
+    fn flush(&mut self) {
+        let mut left = FLUSH_BYTES_MAX;
+        while !self.session.output().is_empty() && !self.gone && left > 0 {
+            let output = self.session.output();
+            match self.stream.write(&output[..output.len().min(left)]) {
+                Ok(nbytes) if nbytes > 0 => {
+                    self.session.sent(nbytes);
+                    left -= nbytes;
+                }
+                Err(error) if error.kind() == Kind::Interrupted => {}
+                Err(error) if error.kind() == Kind::WouldBlock => break,
+                _ => self.gone = true,
+            }
+        }
+    }
+
     fn may_ask(&self) -> bool {
         let held = self.outstanding_bytes + self.session.output().len();
         self.outstanding < OUTSTANDING_MAX && held < OUTSTANDING_BYTES_MAX

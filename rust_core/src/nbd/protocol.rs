@@ -5,7 +5,7 @@
 //! negotiation, simple replies. Whatever else a client asks for is declined in the way that the description demands,
 //! and what cannot be understood ends the connection.
 
-/// Largest read, write or trim.
+/// Largest read or write.
 pub const REQUEST_BYTES_MAX: u32 = 32 << 20;
 /// Largest option of the negotiation; an export's name has 4096 bytes at most.
 const OPTION_BYTES_MAX: u32 = 16 << 10;
@@ -87,6 +87,8 @@ pub enum Command {
         offset: u64,
         /// Length in bytes.
         nbytes: u32,
+        /// To be durable before it is acknowledged.
+        force_unit_access: bool,
     },
     /// What was acknowledged is to be durable.
     Flush {
@@ -117,6 +119,8 @@ pub struct Session {
     /// Bytes of `input` that were understood.
     taken: usize,
     output: Vec<u8>,
+    /// Bytes of `output` that are gone.
+    sent: usize,
 }
 
 impl Session {
@@ -126,7 +130,16 @@ impl Session {
         output.extend(GREETING_MAGIC.to_be_bytes());
         output.extend(OPTION_MAGIC.to_be_bytes());
         output.extend((FLAG_FIXED_NEWSTYLE | FLAG_NO_ZEROES).to_be_bytes());
-        Self { phase: Phase::Flags, len_bytes, sends_zeroes: true, options: 0, input: Vec::new(), taken: 0, output }
+        Self {
+            phase: Phase::Flags,
+            len_bytes,
+            sends_zeroes: true,
+            options: 0,
+            input: Vec::new(),
+            taken: 0,
+            output,
+            sent: 0,
+        }
     }
 
     /// Takes bytes from the client; `next_command` says what they mean.
@@ -162,12 +175,17 @@ impl Session {
 
     /// Bytes for the client.
     pub fn output(&self) -> &[u8] {
-        &self.output
+        &self.output[self.sent..]
     }
 
     /// The first `nbytes` of the output are on their way.
     pub fn sent(&mut self, nbytes: usize) {
-        self.output.drain(..nbytes);
+        self.sent += nbytes;
+        // Seldom, so that a long output is not moved for every piece of it that leaves.
+        if self.sent * 2 >= self.output.len() {
+            self.output.drain(..self.sent);
+            self.sent = 0;
+        }
     }
 
     /// Whether the client said goodbye or the connection is useless: nothing more is to be read.
@@ -231,7 +249,8 @@ impl Session {
         self.options += 1;
         self.taken += 16 + data.len();
         match option {
-            // Any name is this export's: the option has no way to say no.
+            // The option has no other way to say no.
+            OPTION_EXPORT_NAME if !data.is_empty() => return self.break_off("an export of a name that is not here"),
             OPTION_EXPORT_NAME => {
                 self.output.extend(self.len_bytes.to_be_bytes());
                 self.output.extend(TRANSMISSION_FLAGS.to_be_bytes());
@@ -301,8 +320,15 @@ impl Session {
         self.taken += 28 + data.len();
         let inside = offset.checked_add(u64::from(nbytes)).is_some_and(|end| end <= self.len_bytes);
         let moves = matches!(kind, 0 | 1 | 4);
-        let allowed = if moves && kind != 0 { COMMAND_FLAG_FUA } else { 0 };
-        let problem = if flags & !allowed != 0 || (moves && (nbytes == 0 || nbytes > REQUEST_BYTES_MAX)) {
+        if kind == 2 {
+            // Never answered, whatever its flags.
+            self.phase = Phase::Ending;
+            return None;
+        }
+        // Once offered, FUA is valid with every command; it means something where bytes are stored.
+        let force_unit_access = flags & COMMAND_FLAG_FUA != 0;
+        let is_too_long = kind == 0 && nbytes > REQUEST_BYTES_MAX;
+        let problem = if flags & !COMMAND_FLAG_FUA != 0 || (moves && nbytes == 0) || is_too_long {
             Some(NbdError::Invalid)
         } else if moves && !inside {
             Some(if is_write { NbdError::NoSpace } else { NbdError::Invalid })
@@ -315,13 +341,9 @@ impl Session {
         }
         match kind {
             0 => Some(Command::Read { cookie, offset, nbytes }),
-            1 => Some(Command::Write { cookie, offset, data, force_unit_access: flags & COMMAND_FLAG_FUA != 0 }),
-            2 => {
-                self.phase = Phase::Ending;
-                None
-            }
+            1 => Some(Command::Write { cookie, offset, data, force_unit_access }),
             3 => Some(Command::Flush { cookie }),
-            4 => Some(Command::Trim { cookie, offset, nbytes }),
+            4 => Some(Command::Trim { cookie, offset, nbytes, force_unit_access }),
             _ => {
                 self.reply(cookie, Err(NbdError::Invalid));
                 None

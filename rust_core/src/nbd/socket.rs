@@ -1,18 +1,24 @@
 //! A unix socket that only its owner can connect to, and that is gone when its server is.
 
 use std::io::ErrorKind as Kind;
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use rustix::io::Errno;
 
 use crate::error::{Error, ErrorKind, Result};
 
+/// Distinguishes the directories of one process.
+static NEXT: AtomicU64 = AtomicU64::new(0);
+
 pub(super) struct Socket {
     listener: UnixListener,
     path: PathBuf,
+    /// Device and inode: whoever may have taken the name since keeps it.
+    identity: (u64, u64),
 }
 
 impl Socket {
@@ -25,7 +31,9 @@ impl Socket {
             return Err(Error::new(ErrorKind::Config, "the path of a socket ends with its name")
                 .with_context("socket", path.display()));
         };
-        let private = directory.join(format!(".tiermem-{}", std::process::id()));
+        let nanos = std::time::SystemTime::UNIX_EPOCH.elapsed().map_or(0, |since| since.subsec_nanos());
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let private = directory.join(format!(".tiermem-{}-{number}-{nanos:x}", std::process::id()));
         std::fs::DirBuilder::new()
             .mode(0o700)
             .create(&private)
@@ -40,7 +48,7 @@ impl Socket {
             let error = failed("listening on a socket", error);
             if too_long {
                 let message =
-                    "the path of the socket is too long (108 bytes with a directory of 20); use a shorter one";
+                    "the path of the socket is too long (108 bytes with a directory of about 30); use a shorter one";
                 return Error::new(ErrorKind::Config, message).with_context("socket", path.display());
             }
             error
@@ -57,7 +65,8 @@ impl Socket {
             Err(Errno::INVAL | Errno::NOSYS) => std::fs::rename(made, path)?,
             Err(error) => return Err(error.into()),
         }
-        Ok(Self { listener, path: path.to_owned() })
+        let found = std::fs::symlink_metadata(path)?;
+        Ok(Self { listener, path: path.to_owned(), identity: (found.dev(), found.ino()) })
     }
 
     pub(super) fn listener(&self) -> &UnixListener {
@@ -99,6 +108,10 @@ fn remove_if_dead(path: &Path) -> Result<()> {
 
 impl Drop for Socket {
     fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.path);
+        let is_ours =
+            std::fs::symlink_metadata(&self.path).is_ok_and(|found| (found.dev(), found.ino()) == self.identity);
+        if is_ours {
+            let _ = std::fs::remove_file(&self.path);
+        }
     }
 }
