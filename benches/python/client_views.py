@@ -7,10 +7,11 @@ the median of several runs, as its distance from the model in virtual time.
 import dataclasses
 import itertools
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import witness
+from markdown import markdown_table
 from tiermem.config import DeviceSpec
 from tiermem.emulator import BenchPoint, Load, bench_device
 
@@ -52,11 +53,6 @@ class View:
     def text(self) -> str:
         """As a cell of a table."""
         return f"{self.iops:+.1%} / {self.mean:+.1%}"
-
-
-def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    lines = ["| " + " | ".join(heads) + " |", "| " + " | ".join("---" for _ in heads) + " |"]
-    return [*lines, *("| " + " | ".join(row) + " |" for row in rows), ""]
 
 
 def _view(model: BenchPoint, runs: list[tuple[float, float]]) -> View:
@@ -174,7 +170,7 @@ def _percentiles(sizes: ViewSizes, engine: Path) -> list[str]:
                 for each in ("p50_ns", "p99_ns", "p999_ns")
             ]
             rows.append((name, str(depth), *cells))
-    return _table(("device", "QD", "p50 us", "p99 us", "p99.9 us"), rows)
+    return markdown_table(("device", "QD", "p50 us", "p99 us", "p99.9 us"), rows)
 
 
 def _poisson(sizes: ViewSizes, engine: Path) -> list[str]:
@@ -194,7 +190,7 @@ def _poisson(sizes: ViewSizes, engine: Path) -> list[str]:
             )
         )  # fmt: skip
     heads = ("device", "rate, 1/s", "fio's IOPS", "mean, device", "mean, client", "difference", "at p50")
-    return _table(heads, rows)
+    return markdown_table(heads, rows)
 
 
 def client_views(sizes: ViewSizes) -> tuple[list[str], dict[str, object]]:
@@ -228,7 +224,7 @@ def client_views(sizes: ViewSizes) -> tuple[list[str], dict[str, object]]:
         f"Engine, as it is: {_quiet(every.raw)}; less its floor: {_quiet(every.less_floor)} (wanted: 3 % and"
         f" 6 %). NBD less its floor: {_quiet(every.nbd)} (wanted: 10 %).",
         "",
-        *_table(heads, rows),
+        *markdown_table(heads, rows),
         "Percentiles through the engine as it is, device / client:",
         "",
         *_percentiles(sizes, engine),

@@ -11,12 +11,12 @@ import datetime
 import json
 import statistics
 import time
-from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import tiermem as tm
 from client_views import SMALL, ViewSizes, client_views
+from markdown import markdown_table
 from scipy.stats import wasserstein_distance
 from tiermem import _core
 from tiermem.config import DeviceSpec, available
@@ -54,11 +54,6 @@ def _sizes(*, small: bool) -> Sizes:
     if small:
         return Sizes(10_000, 0.01, 2, (1,), ("nand-p3700", "optane-p4800x", "dram-ddr4-2933"))
     return Sizes(200_000, 0.4, 5, (1, 8, 32), names)
-
-
-def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    lines = ["| " + " | ".join(heads) + " |", "| " + " | ".join("---" for _ in heads) + " |"]
-    return [*lines, *("| " + " | ".join(row) + " |" for row in rows), ""]
 
 
 def _value(quantity: str, value: float) -> str:
@@ -102,7 +97,7 @@ def _published(devices: dict[str, list[Comparison]]) -> list[str]:
         "device", "points", "mean error", "worst", "worst of those not fitted", "at QD 1", "worst throughput",
         "worst percentile",
     )  # fmt: skip
-    return _table(heads, rows)
+    return markdown_table(heads, rows)
 
 
 def _points(name: str, found: list[Comparison]) -> list[str]:
@@ -126,7 +121,7 @@ def _points(name: str, found: list[Comparison]) -> list[str]:
             )
         )
     heads = ("load", "quantity", "published", "model", "error", "role", "source")
-    return [f"### {name}", "", *_table(heads, rows), *notes, ""]
+    return [f"### {name}", "", *markdown_table(heads, rows), *notes, ""]
 
 
 def _sweep() -> tuple[list[str], dict[str, float]]:
@@ -166,7 +161,7 @@ def _sweep() -> tuple[list[str], dict[str, float]]:
         f" latency at QD 1, the IOPS at QD 256 and the latency at QD 16, and found {fit.spec.units} units."
         f" Over all points: {summary['mean']:.1%} on average, {summary['worst']:.1%} at worst.",
         "",
-        *_table(heads, rows),
+        *markdown_table(heads, rows),
     ]
     return text, summary
 
@@ -229,7 +224,7 @@ def _wall_table(rows: list[dict[str, Any]]) -> list[str]:
     heads = (
         "device", "QD", "IOPS", "(spread)", "mean", "p50", "W1", "W1 / mean", "late", "(spread)", "verdict",
     )  # fmt: skip
-    return _table(
+    return markdown_table(
         heads,
         (
             (
@@ -256,7 +251,7 @@ def _share_below(cdf: list[tuple[int, float]], limit_ns: int) -> float:
 
 def _lateness_table(rows: list[dict[str, Any]]) -> list[str]:
     heads = ("device", "QD", *(f"<= {limit} us" for limit in LATENESS_US))
-    return _table(
+    return markdown_table(
         heads,
         (
             (
@@ -282,7 +277,7 @@ def _memories(sizes: Sizes) -> list[str]:
             verdict = str(error).partition(" (")[2].rstrip(")")
             verdict = f"virtual only: {verdict}"
         rows.append((name, verdict))
-    return _table(("memory", "on this host"), rows)
+    return markdown_table(("memory", "on this host"), rows)
 
 
 def _overhead(sizes: Sizes) -> list[str]:
@@ -302,7 +297,7 @@ def _overhead(sizes: Sizes) -> list[str]:
                 f"{statistics.median(run.latency.p99_ns for run in runs):,.0f} ns",
             )
         )
-    return _table(("QD", "operations a second", "mean", "p50", "p99"), rows)
+    return markdown_table(("QD", "operations a second", "mean", "p50", "p99"), rows)
 
 
 def _cost(sizes: Sizes) -> list[str]:
@@ -321,7 +316,7 @@ def _cost(sizes: Sizes) -> list[str]:
         rows.append(
             (name, str(depth), str(nbytes), f"{min(took):.0f} ({min(took):.0f} to {max(took):.0f}) ns")
         )
-    return _table(("device", "QD", "bytes", "host time a request, best (spread)"), rows)
+    return markdown_table(("device", "QD", "bytes", "host time a request, best (spread)"), rows)
 
 
 def _page(

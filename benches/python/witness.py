@@ -39,7 +39,6 @@ class Seen:
     p50_ns: float
     p99_ns: float
     p999_ns: float
-    verify_errors: int
 
 
 def find_fio(*, needs: str = "") -> str:
@@ -100,7 +99,6 @@ def seen(report: Mapping[str, Any], side: str = "read") -> Seen:
         operations=int(found["total_ios"]),
         iops=float(found["iops"]),
         mean_ns=float(found["lat_ns"]["mean"]),
-        verify_errors=int(report["error"]),
         **{name: percentiles.get(key, 0) + submission_ns for name, key in _PERCENTILES.items()},
     )
 

@@ -4,6 +4,9 @@
 use std::fs::OpenOptions;
 use std::path::Path;
 
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
+};
 use tiermem_core::backend::{
     AlignedBuffer, Backend, BackendConfig, DataFile, DirectIo, Engine, Extent, FileBackend, IoBatch, Operation,
     UringBackend, open_backend, open_file, probe_io_uring,
@@ -151,14 +154,18 @@ fn dropping_every_handle_at_once_loses_nothing_and_frees_nothing_early() {
     }
 }
 
-/// As containers and hardened kernels do it: the system call is refused, for this thread alone.
-fn without_io_uring<T: Send + 'static>(errno: i32, run: impl FnOnce() -> T + Send + 'static) -> T {
-    use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
+/// As containers and hardened kernels do it: a system call is refused, for this thread alone.
+fn refusing<T: Send + 'static>(
+    call: libc::c_long,
+    rules: Vec<SeccompRule>,
+    errno: i32,
+    run: impl FnOnce() -> T + Send + 'static,
+) -> T {
     let thread = std::thread::spawn(move || {
-        let rules = [(libc::SYS_io_uring_setup, Vec::new())].into_iter().collect();
         let refusal = SeccompAction::Errno(errno as u32);
         let architecture = std::env::consts::ARCH.try_into().unwrap();
-        let filter = SeccompFilter::new(rules, SeccompAction::Allow, refusal, architecture).unwrap();
+        let calls = [(call, rules)].into_iter().collect();
+        let filter = SeccompFilter::new(calls, SeccompAction::Allow, refusal, architecture).unwrap();
         let program: BpfProgram = filter.try_into().unwrap();
         seccompiler::apply_filter(&program).unwrap();
         run()
@@ -170,7 +177,7 @@ fn without_io_uring<T: Send + 'static>(errno: i32, run: impl FnOnce() -> T + Sen
 fn a_host_that_refuses_io_uring_falls_back_with_one_message() {
     for (errno, why) in [(libc::ENOSYS, "this kernel has none"), (libc::EPERM, "this host forbids it")] {
         let directory = tempfile::tempdir().unwrap();
-        without_io_uring(errno, move || {
+        refusing(libc::SYS_io_uring_setup, Vec::new(), errno, move || {
             let config =
                 |engine| BackendConfig { directory: Some(directory.path().to_owned()), ..BackendConfig::new(engine) };
             let backend = open_backend(&config(Engine::Auto), LEN).unwrap();
@@ -189,22 +196,13 @@ fn a_host_that_refuses_io_uring_falls_back_with_one_message() {
 
 #[test]
 fn a_limit_on_locked_memory_costs_the_registration_and_nothing_else() {
-    use seccompiler::{
-        BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
-    };
     if probe_io_uring().is_err() {
         return;
     }
     // IORING_REGISTER_BUFFERS, refused as by RLIMIT_MEMLOCK.
     let registers_buffers = SeccompCondition::new(1, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, 0).unwrap();
-    let thread = std::thread::spawn(move || {
-        let rule = SeccompRule::new(vec![registers_buffers]).unwrap();
-        let rules = [(libc::SYS_io_uring_register, vec![rule])].into_iter().collect();
-        let refusal = SeccompAction::Errno(libc::ENOMEM as u32);
-        let architecture = std::env::consts::ARCH.try_into().unwrap();
-        let filter = SeccompFilter::new(rules, SeccompAction::Allow, refusal, architecture).unwrap();
-        let program: BpfProgram = filter.try_into().unwrap();
-        seccompiler::apply_filter(&program).unwrap();
+    let rule = SeccompRule::new(vec![registers_buffers]).unwrap();
+    refusing(libc::SYS_io_uring_register, vec![rule], libc::ENOMEM, || {
         let directory = tempfile::tempdir().unwrap();
         let config =
             BackendConfig { directory: Some(directory.path().to_owned()), ..BackendConfig::new(Engine::IoUring) };
@@ -219,5 +217,4 @@ fn a_limit_on_locked_memory_costs_the_registration_and_nothing_else() {
         read.1.unwrap();
         assert!(read.0.buffer.iter().all(|&byte| byte == 3));
     });
-    thread.join().unwrap();
 }

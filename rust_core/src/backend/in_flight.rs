@@ -307,8 +307,8 @@ impl State {
         self.completions = completions;
     }
 
-    /// The ring refused a call. If not only for now, so that whoever waits next tries again, what it was handed is lost: those batches
-    /// fail, and their memory is leaked, which is the only safe thing left to do.
+    /// The ring refused a call. If only for now, whoever waits next tries again. Otherwise what it was handed is
+    /// lost: those batches fail, and their memory is leaked, which is the only safe thing left to do.
     fn note_failure(&mut self, error: &std::io::Error) {
         if error.raw_os_error().is_some_and(is_transient) {
             return;

@@ -117,6 +117,55 @@ pub trait Backend: Send + Sync {
     }
 }
 
+/// A backend over another one, of which it changes what `start` does, and perhaps more.
+pub trait Overlay: Send + Sync {
+    /// The backend underneath.
+    fn below(&self) -> &dyn Backend;
+
+    /// As `Backend::start`.
+    fn start(&self, operation: Operation, batch: IoBatch) -> InFlight;
+
+    /// As `Backend::discard`.
+    fn discard(&self, offset: u64, nbytes: u64) -> Result<()> {
+        self.below().discard(offset, nbytes)
+    }
+
+    /// As `Backend::sync`.
+    fn sync(&self) -> Result<()> {
+        self.below().sync()
+    }
+}
+
+impl<T: Overlay> Backend for T {
+    fn len_bytes(&self) -> u64 {
+        self.below().len_bytes()
+    }
+
+    fn alignment_bytes(&self) -> usize {
+        self.below().alignment_bytes()
+    }
+
+    fn info(&self) -> BackendInfo {
+        self.below().info()
+    }
+
+    fn buffer(&self, nbytes: usize) -> AlignedBuffer {
+        self.below().buffer(nbytes)
+    }
+
+    fn start(&self, operation: Operation, batch: IoBatch) -> InFlight {
+        Overlay::start(self, operation, batch)
+    }
+
+    fn discard(&self, offset: u64, nbytes: u64) -> Result<()> {
+        Overlay::discard(self, offset, nbytes)
+    }
+
+    fn sync(&self) -> Result<()> {
+        Overlay::sync(self)
+    }
+}
+
 /// Checks the caller's side of the contract; every implementation calls this first.
 pub(crate) fn check_extents(backend: &dyn Backend, batch: &IoBatch) -> Result<()> {
     let alignment = backend.alignment_bytes();

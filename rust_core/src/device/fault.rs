@@ -21,7 +21,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use serde::Deserialize;
 
-use crate::backend::{AlignedBuffer, Backend, BackendInfo, Extent, InFlight, IoBatch, Operation};
+use crate::backend::{Backend, Extent, InFlight, IoBatch, Operation, Overlay};
 use crate::error::{Error, ErrorKind, Result};
 use crate::rng;
 use crate::units::PS_PER_NS;
@@ -290,17 +290,9 @@ impl FaultyBackend {
     }
 }
 
-impl Backend for FaultyBackend {
-    fn len_bytes(&self) -> u64 {
-        self.inner.len_bytes()
-    }
-
-    fn alignment_bytes(&self) -> usize {
-        self.inner.alignment_bytes()
-    }
-
-    fn info(&self) -> BackendInfo {
-        self.inner.info()
+impl Overlay for FaultyBackend {
+    fn below(&self) -> &dyn Backend {
+        self.inner.as_ref()
     }
 
     fn start(&self, operation: Operation, batch: IoBatch) -> InFlight {
@@ -309,17 +301,5 @@ impl Backend for FaultyBackend {
             Operation::Write => self.write_some(batch),
         };
         InFlight::done(batch, result)
-    }
-
-    fn buffer(&self, nbytes: usize) -> AlignedBuffer {
-        self.inner.buffer(nbytes)
-    }
-
-    fn discard(&self, offset: u64, nbytes: u64) -> Result<()> {
-        self.inner.discard(offset, nbytes)
-    }
-
-    fn sync(&self) -> Result<()> {
-        self.inner.sync()
     }
 }

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::backend::{AlignedBuffer, Backend, BackendInfo, InFlight, IoBatch, Operation};
+use crate::backend::{Backend, InFlight, IoBatch, Operation, Overlay};
 use crate::error::Result;
 
 /// What was asked of a backend.
@@ -59,21 +59,9 @@ impl<B: Backend> CountingBackend<B> {
     }
 }
 
-impl<B: Backend> Backend for CountingBackend<B> {
-    fn len_bytes(&self) -> u64 {
-        self.inner.len_bytes()
-    }
-
-    fn alignment_bytes(&self) -> usize {
-        self.inner.alignment_bytes()
-    }
-
-    fn info(&self) -> BackendInfo {
-        self.inner.info()
-    }
-
-    fn buffer(&self, nbytes: usize) -> AlignedBuffer {
-        self.inner.buffer(nbytes)
+impl<B: Backend> Overlay for CountingBackend<B> {
+    fn below(&self) -> &dyn Backend {
+        &self.inner
     }
 
     fn start(&self, operation: Operation, batch: IoBatch) -> InFlight {

@@ -2,8 +2,7 @@
 
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
-use crate::backend::{AlignedBuffer, Backend, BackendInfo, InFlight, IoBatch, Operation};
-use crate::error::Result;
+use crate::backend::{Backend, InFlight, IoBatch, Operation, Overlay};
 
 /// A gate that starts closed or open.
 #[derive(Debug, Default)]
@@ -54,33 +53,13 @@ impl GatedBackend {
     }
 }
 
-impl Backend for GatedBackend {
-    fn len_bytes(&self) -> u64 {
-        self.inner.len_bytes()
-    }
-
-    fn alignment_bytes(&self) -> usize {
-        self.inner.alignment_bytes()
-    }
-
-    fn info(&self) -> BackendInfo {
-        self.inner.info()
-    }
-
-    fn buffer(&self, nbytes: usize) -> AlignedBuffer {
-        self.inner.buffer(nbytes)
+impl Overlay for GatedBackend {
+    fn below(&self) -> &dyn Backend {
+        self.inner.as_ref()
     }
 
     fn start(&self, operation: Operation, batch: IoBatch) -> InFlight {
         self.gate.pass();
         self.inner.start(operation, batch)
-    }
-
-    fn discard(&self, offset: u64, nbytes: u64) -> Result<()> {
-        self.inner.discard(offset, nbytes)
-    }
-
-    fn sync(&self) -> Result<()> {
-        self.inner.sync()
     }
 }

@@ -10,7 +10,7 @@ pub use counting::{Counted, CountingBackend};
 pub use crashing::CrashingBackend;
 pub use gated::{Gate, GatedBackend};
 
-use crate::backend::{AlignedBuffer, Backend, BackendInfo, InFlight, IoBatch, Operation};
+use crate::backend::{Backend, InFlight, IoBatch, Operation, Overlay};
 use crate::error::{Error, Result};
 
 /// Fails every operation from a given one on, as a full or a broken disk would.
@@ -33,21 +33,9 @@ impl<B: Backend> FailingBackend<B> {
     }
 }
 
-impl<B: Backend> Backend for FailingBackend<B> {
-    fn len_bytes(&self) -> u64 {
-        self.inner.len_bytes()
-    }
-
-    fn alignment_bytes(&self) -> usize {
-        self.inner.alignment_bytes()
-    }
-
-    fn info(&self) -> BackendInfo {
-        self.inner.info()
-    }
-
-    fn buffer(&self, nbytes: usize) -> AlignedBuffer {
-        self.inner.buffer(nbytes)
+impl<B: Backend> Overlay for FailingBackend<B> {
+    fn below(&self) -> &dyn Backend {
+        &self.inner
     }
 
     fn start(&self, operation: Operation, batch: IoBatch) -> InFlight {
@@ -60,9 +48,5 @@ impl<B: Backend> Backend for FailingBackend<B> {
     fn discard(&self, offset: u64, nbytes: u64) -> Result<()> {
         self.pass()?;
         self.inner.discard(offset, nbytes)
-    }
-
-    fn sync(&self) -> Result<()> {
-        self.inner.sync()
     }
 }

@@ -106,6 +106,8 @@ impl JobHandle {
 
 struct Shared {
     backends: Vec<Box<dyn Backend>>,
+    /// The tier whose memory jobs use: the first that moves its own faster, if one does.
+    memory_tier: usize,
     clock: Arc<Clock>,
     schedule: Arc<Mutex<Schedule>>,
     /// The first failure. Tiers and memory no longer agree after it, so every later job fails with it.
@@ -122,7 +124,8 @@ pub struct Worker {
 impl Worker {
     /// Starts the thread over the block tiers, in the order of the schedule's devices.
     pub fn start(backends: Vec<Box<dyn Backend>>, clock: Arc<Clock>, schedule: Arc<Mutex<Schedule>>) -> Result<Self> {
-        let shared = Arc::new(Shared { backends, clock, schedule, failed: Mutex::new(None) });
+        let memory_tier = backends.iter().position(|backend| backend.info().registered_buffers).unwrap_or(0);
+        let shared = Arc::new(Shared { backends, memory_tier, clock, schedule, failed: Mutex::new(None) });
         let (sender, receiver) = channel();
         let for_thread = Arc::clone(&shared);
         let thread = std::thread::Builder::new()
@@ -144,10 +147,9 @@ impl Worker {
         JobHandle(cell)
     }
 
-    /// Memory for a job: of the tier that moves its own fastest, if one has such. What it holds is arbitrary.
+    /// Memory for a job; what it holds is arbitrary.
     pub fn buffer(&self, nbytes: usize) -> AlignedBuffer {
-        let own = self.shared.backends.iter().find(|backend| backend.info().registered_buffers);
-        own.or(self.shared.backends.first()).map_or_else(|| AlignedBuffer::zeroed(nbytes), |tier| tier.buffer(nbytes))
+        self.shared.backends[self.shared.memory_tier].buffer(nbytes)
     }
 
     /// What runs underneath each block tier.
