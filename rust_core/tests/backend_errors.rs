@@ -140,12 +140,15 @@ fn dropping_every_handle_at_once_loses_nothing_and_frees_nothing_early() {
         };
         let writes: Vec<_> = (0..4).map(|n| backend.start(Operation::Write, batch(n * 512, round + n as u8))).collect();
         let reads: Vec<_> = (0..4).map(|n| backend.start(Operation::Read, batch(2048 + n * 512, 0xee))).collect();
-        let kept = backend.start(Operation::Read, batch(3000, 0xee));
+        // Whoever waits drives the ring for all, so in every other round nobody does.
+        let kept = round.is_multiple_of(2).then(|| backend.start(Operation::Read, batch(3000, 0xee)));
         drop((reads, writes, backend));
-        // A handle that outlives its backend still has the outcome.
-        let (batch, result) = kept.wait();
-        result.unwrap();
-        assert!(batch.buffer.iter().all(|&byte| byte == 0));
+        if let Some(kept) = kept {
+            // A handle that outlives its backend still has the outcome.
+            let (batch, result) = kept.wait();
+            result.unwrap();
+            assert!(batch.buffer.iter().all(|&byte| byte == 0));
+        }
         let bytes = std::fs::read(&path).unwrap();
         for (n, part) in bytes.chunks(512 * 4096).take(4).enumerate() {
             assert!(part.iter().all(|&byte| byte == round + n as u8), "round {round}, batch {n}");
