@@ -219,8 +219,8 @@ def client_views(sizes: ViewSizes) -> tuple[list[str], dict[str, object]]:
         " give the distance from the device, IOPS / mean latency (what fio calls lat).",
         "",
         f"By itself, with a device that takes no time, fio takes {engine_ns} ns for a request through the"
-        f" engine and {min(every.nbd_floors_ns) / 1000:.1f} to {max(every.nbd_floors_ns) / 1000:.1f} us over NBD, where it is"
-        " measured before every run; *less floor* means that a request counts as"
+        f" engine and {min(every.nbd_floors_ns) / 1000:.1f} to {max(every.nbd_floors_ns) / 1000:.1f} us over"
+        " NBD, where it is measured before every run; *less floor* means that a request counts as"
         " submitted that much earlier. fio also spends time between an answer and the next request, which"
         " the IOPS show and the latency does not. Above 0.6 M IOPS fio on this host is the limit; those"
         " points are marked and do not count. Over NBD only devices whose reads take about 80 us and more can"
