@@ -4,6 +4,7 @@
 //! `store > embedding > tier > cache | nbd > device > backend > stats > error units clock rng`.
 
 pub mod backend;
+pub mod bits;
 pub mod cache;
 pub mod clock;
 pub mod device;

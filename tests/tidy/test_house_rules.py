@@ -14,8 +14,8 @@ MAY_USE_CORE = {
 }  # fmt: skip
 # A module of the core may use only modules of a lower level.
 LEVELS = {
-    "error": 0, "units": 0, "clock": 0, "rng": 0, "stats": 1, "backend": 2, "device": 3, "cache": 3, "nbd": 4,
-    "tier": 4, "embedding": 5, "store": 6, "testkit": 6,
+    "bits": 0, "error": 0, "units": 0, "clock": 0, "rng": 0, "stats": 1, "backend": 2, "device": 3, "cache": 3, "nbd": 4,
+    "tier": 4, "embedding": 5, "trace": 5, "store": 6, "testkit": 6,
 }  # fmt: skip
 
 

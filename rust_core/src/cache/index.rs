@@ -1,8 +1,9 @@
 //! Key -> slot: open addressing with linear probing and deletion by backward shift.
 //!
-//! The table stores slots only; the key of a slot is in the caller's array. That is 7.3 bytes per
-//! slot at the load of 11/20 that is used here, where a general map would need a second copy of the
-//! key. At a load of 4/5 a probe for an absent key costs 13 steps, here 3.
+//! A bucket is one 32-bit word: the slot, and above it as many bits of the key's hash as are left
+//! (14 for 200,000 slots), so that a probe reads the key of nearly no other slot. The keys themselves are
+//! in the caller's array. That makes 6.4 bytes per slot at the load of 5/8 that is used here, where a
+//! general map would need a second copy of the key.
 
 use crate::rng;
 
@@ -12,13 +13,17 @@ const EMPTY: u32 = u32::MAX;
 #[derive(Debug)]
 pub struct KeyIndex {
     buckets: Vec<u32>,
+    /// The bits of a bucket that hold the slot.
+    slot_mask: u32,
 }
 
 impl KeyIndex {
     /// For at most `capacity` keys at a time.
     pub fn new(capacity: usize) -> Self {
         assert!(capacity < EMPTY as usize, "slots are 32-bit numbers");
-        Self { buckets: vec![EMPTY; capacity * 20 / 11 + 2] }
+        // No slot has all bits of the mask, so no bucket in use looks empty.
+        let slot_mask = u32::MAX >> (capacity as u32 | 1).leading_zeros();
+        Self { buckets: vec![EMPTY; capacity * 8 / 5 + 2], slot_mask }
     }
 
     /// Bytes of memory.
@@ -26,10 +31,11 @@ impl KeyIndex {
         self.buckets.len() * size_of::<u32>()
     }
 
-    /// Home bucket of a key. The range reduction is multiplicative, so any length works.
+    /// Home bucket of a hash. The range reduction is multiplicative, so any length works; it uses the
+    /// upper bits, the tag the lower ones.
     #[inline]
-    fn home(&self, key: u64) -> usize {
-        ((u128::from(rng::mix(key)) * self.buckets.len() as u128) >> 64) as usize
+    fn home(&self, hash: u64) -> usize {
+        ((u128::from(hash) * self.buckets.len() as u128) >> 64) as usize
     }
 
     #[inline]
@@ -40,13 +46,16 @@ impl KeyIndex {
     /// The slot of a key.
     #[inline]
     pub fn get(&self, keys: &[u64], key: u64) -> Option<u32> {
-        let mut bucket = self.home(key);
+        let hash = rng::mix(key);
+        let tag = hash as u32 & !self.slot_mask;
+        let mut bucket = self.home(hash);
         loop {
-            let slot = self.buckets[bucket];
-            if slot == EMPTY {
+            let word = self.buckets[bucket];
+            if word == EMPTY {
                 return None;
             }
-            if keys[slot as usize] == key {
+            let slot = word & self.slot_mask;
+            if word & !self.slot_mask == tag && keys[slot as usize] == key {
                 return Some(slot);
             }
             bucket = self.next(bucket);
@@ -55,31 +64,34 @@ impl KeyIndex {
 
     /// Adds a key that is not present; `keys[slot]` already holds it.
     pub fn insert(&mut self, keys: &[u64], slot: u32) {
-        let mut bucket = self.home(keys[slot as usize]);
+        let hash = rng::mix(keys[slot as usize]);
+        let mut bucket = self.home(hash);
         while self.buckets[bucket] != EMPTY {
             bucket = self.next(bucket);
         }
-        self.buckets[bucket] = slot;
+        self.buckets[bucket] = (hash as u32 & !self.slot_mask) | slot;
     }
 
-    /// Removes a key that is present.
-    pub fn remove(&mut self, keys: &[u64], key: u64) {
-        let mut hole = self.home(key);
-        while keys[self.buckets[hole] as usize] != key {
+    /// Removes the key of a slot that is present.
+    pub fn remove(&mut self, keys: &[u64], slot: u32) {
+        let hash = rng::mix(keys[slot as usize]);
+        let word = (hash as u32 & !self.slot_mask) | slot;
+        let mut hole = self.home(hash);
+        while self.buckets[hole] != word {
             hole = self.next(hole);
         }
         // Entries behind the hole move up if their home does not lie between the hole and them.
         let mut bucket = hole;
         loop {
             bucket = self.next(bucket);
-            let slot = self.buckets[bucket];
-            if slot == EMPTY {
+            let word = self.buckets[bucket];
+            if word == EMPTY {
                 break;
             }
-            let home = self.home(keys[slot as usize]);
+            let home = self.home(rng::mix(keys[(word & self.slot_mask) as usize]));
             let stays = if hole <= bucket { hole < home && home <= bucket } else { hole < home || home <= bucket };
             if !stays {
-                self.buckets[hole] = slot;
+                self.buckets[hole] = word;
                 hole = bucket;
             }
         }
@@ -110,7 +122,7 @@ mod tests {
                         model.insert(key, slot);
                     }
                 } else if !add && let Some(slot) = model.remove(&key) {
-                    index.remove(&keys, key);
+                    index.remove(&keys, slot);
                     free.push(slot);
                 }
             }

@@ -135,7 +135,7 @@ impl LruSlots {
     /// Frees a listed slot and forgets its key.
     pub fn remove(&mut self, slot: u32) {
         self.unlink(slot);
-        self.index.remove(&self.keys, self.keys[slot as usize]);
+        self.index.remove(&self.keys, slot);
         self.next[slot as usize] = self.free;
         self.free = slot;
     }

@@ -1,7 +1,7 @@
 //! A tier between the fastest and the home tier: a cache of home blocks on a block device.
 
-use super::bits::BitSet;
 use super::layout::BlockKey;
+use crate::bits::BitSet;
 use crate::cache::LruSlots;
 
 /// Which home blocks a middle tier holds, where, and which of them are newer than below.

@@ -8,11 +8,11 @@
 
 use std::collections::HashMap;
 
-use super::bits::BitSet;
 use super::block_cache::BlockCache;
 use super::layout::{BlockKey, TableLayout, TableShape};
 use super::worker::{Job, Patch, Transfer};
 use crate::backend::{AlignedBuffer, Extent, f32_as_bytes};
+use crate::bits::BitSet;
 
 /// Adjacent blocks become one request up to this size.
 const REQUEST_BYTES_MAX: usize = 128 * 1024;

@@ -1,7 +1,7 @@
 //! Rows of one width in the fastest tier: cached rows and rows in flight over one slab.
 
-use super::bits::BitSet;
 use crate::backend::AlignedBuffer;
+use crate::bits::BitSet;
 use crate::cache::{LruSlots, METADATA_BYTES_PER_ROW_MAX};
 use crate::error::Result;
 

@@ -1,0 +1,146 @@
+//! The policy that does best on this stream, found by small copies of the cache.
+//!
+//! Each candidate runs in a *shadow*: a cache of at least `SHADOW_ROWS` rows that sees only the keys whose hash
+//! is below a threshold, so that a share of the keys meets the same share of the rows (miniature simulation:
+//! Waldspurger, Saemundson, Ahmad, Park, USENIX ATC 2017). All shadows see the same keys, so their differences
+//! are known far better than their levels. Decisions fall at fixed numbers of accesses: runs repeat.
+
+use super::Policy;
+use super::kind::{Candidate, PolicyKind};
+use crate::cache::row_cache::RowCache;
+use crate::rng;
+
+/// Rows of a shadow; the whole cache if that is smaller.
+const SHADOW_ROWS: usize = 1_000;
+/// A decision falls after as many accesses as the cache has rows, and after this many at the least.
+const PERIOD_ACCESSES_MIN: u64 = 8_192;
+/// What happened one period ago counts 7/8 of what happened now.
+const MEMORY: f64 = 0.875;
+/// Another policy must have been better by this much of the accesses.
+const LEAD: f64 = 0.002;
+const SALT: u64 = 0xd1b5_4a32_d192_ed03;
+
+/// One candidate at work, all of them in shadows.
+#[derive(Debug)]
+pub struct Auto {
+    capacity: usize,
+    at_work: usize,
+    main: Candidate,
+    shadows: Vec<Shadow>,
+    sample_below: u64,
+    accesses: u64,
+    sampled: u64,
+    sampled_score: f64,
+    period_accesses: u64,
+    /// Another policy that is to take over at the next eviction.
+    next: Option<usize>,
+}
+
+#[derive(Debug)]
+struct Shadow {
+    cache: RowCache<Candidate>,
+    hits: u64,
+    score: f64,
+}
+
+impl Auto {
+    /// For `capacity` slots, at least one. Begins as lru.
+    pub fn new(capacity: usize) -> Self {
+        let rows = capacity.min(SHADOW_ROWS);
+        let shadows = Candidate::KINDS.iter().map(|&kind| Shadow {
+            cache: RowCache::new(rows, Candidate::new(kind, rows)).expect("a capacity that fits, divided"),
+            hits: 0,
+            score: 0.0,
+        });
+        let sample_below = if rows == capacity { u64::MAX } else { (((rows as u128) << 64) / capacity as u128) as u64 };
+        Self {
+            capacity,
+            at_work: 0,
+            main: Candidate::new(Candidate::KINDS[0], capacity),
+            shadows: shadows.collect(),
+            sample_below,
+            accesses: 0,
+            sampled: 0,
+            sampled_score: 0.0,
+            period_accesses: PERIOD_ACCESSES_MIN.max(capacity as u64),
+            next: None,
+        }
+    }
+
+    /// The candidate at work.
+    pub fn at_work(&self) -> PolicyKind {
+        Candidate::KINDS[self.at_work]
+    }
+
+    /// Bytes of the shadows: the same for every cache of at least 1,000 rows, and apart from its metadata.
+    pub fn shadow_bytes(&self) -> usize {
+        self.shadows.iter().map(|shadow| shadow.cache.metadata_bytes()).sum()
+    }
+
+    #[inline]
+    fn observe(&mut self, key: u64) {
+        if rng::mix(key ^ SALT) <= self.sample_below {
+            self.sampled += 1;
+            for shadow in &mut self.shadows {
+                shadow.hits += u64::from(shadow.cache.access(key).is_hit());
+            }
+        }
+        self.accesses += 1;
+        if self.accesses.is_multiple_of(self.period_accesses) {
+            self.decide();
+        }
+    }
+
+    fn decide(&mut self) {
+        self.sampled_score = self.sampled_score * MEMORY + self.sampled as f64;
+        self.sampled = 0;
+        for shadow in &mut self.shadows {
+            shadow.score = shadow.score * MEMORY + shadow.hits as f64;
+            shadow.hits = 0;
+        }
+        let score = |candidate: &usize| self.shadows[*candidate].score;
+        let best = (0..self.shadows.len()).max_by(|a, b| score(a).total_cmp(&score(b)).then(b.cmp(a)));
+        let lead = self.sampled_score * LEAD;
+        self.next = best.filter(|best| score(best) > score(&self.at_work) + lead);
+    }
+
+    /// The rows stay; the new policy starts from the order of the old one.
+    fn take_over(&mut self, next: usize, keys: &[u64]) {
+        let mut policy = Candidate::new(Candidate::KINDS[next], self.capacity);
+        for slot in self.main.coldest_first() {
+            policy.admit(slot, keys[slot as usize]);
+        }
+        self.main = policy;
+        self.at_work = next;
+    }
+}
+
+impl Policy for Auto {
+    #[inline]
+    fn admit(&mut self, slot: u32, key: u64) {
+        self.main.admit(slot, key);
+        self.observe(key);
+    }
+
+    #[inline]
+    fn hit(&mut self, slot: u32, key: u64) {
+        self.main.hit(slot, key);
+        self.observe(key);
+    }
+
+    #[inline]
+    fn evict(&mut self, keys: &[u64]) -> u32 {
+        if let Some(next) = self.next.take() {
+            self.take_over(next, keys);
+        }
+        self.main.evict(keys)
+    }
+
+    fn coldest_first(&self) -> Vec<u32> {
+        self.main.coldest_first()
+    }
+
+    fn metadata_bytes(&self) -> usize {
+        self.main.metadata_bytes()
+    }
+}

@@ -1,0 +1,56 @@
+//! CLOCK (Corbato 1968): a hand goes round, and passes over a row that was used since it last came by.
+
+use super::Policy;
+use crate::bits::BitSet;
+
+/// One bit per slot, and the hand.
+#[derive(Debug)]
+pub struct Clock {
+    referenced: BitSet,
+    hand: u32,
+    admitted: u32,
+}
+
+impl Clock {
+    /// For `capacity` slots.
+    pub fn new(capacity: usize) -> Self {
+        Self { referenced: BitSet::new(capacity as u64), hand: 0, admitted: 0 }
+    }
+
+    fn after(&self, slot: u32) -> u32 {
+        if slot + 1 == self.admitted { 0 } else { slot + 1 }
+    }
+}
+
+impl Policy for Clock {
+    #[inline]
+    fn admit(&mut self, slot: u32, _key: u64) {
+        self.admitted = self.admitted.max(slot + 1);
+    }
+
+    #[inline]
+    fn hit(&mut self, slot: u32, _key: u64) {
+        self.referenced.insert(u64::from(slot));
+    }
+
+    #[inline]
+    fn evict(&mut self, _keys: &[u64]) -> u32 {
+        while self.referenced.remove(u64::from(self.hand)) {
+            self.hand = self.after(self.hand);
+        }
+        let victim = self.hand;
+        self.hand = self.after(self.hand);
+        victim
+    }
+
+    /// From the hand on: first those that were not used.
+    fn coldest_first(&self) -> Vec<u32> {
+        let round = || (self.hand..self.admitted).chain(0..self.hand.min(self.admitted));
+        let used = |slot: &u32| self.referenced.contains(u64::from(*slot));
+        round().filter(|slot| !used(slot)).chain(round().filter(used)).collect()
+    }
+
+    fn metadata_bytes(&self) -> usize {
+        self.referenced.metadata_bytes()
+    }
+}

@@ -1,0 +1,64 @@
+//! The row that was used least often leaves; of several, the one that was used least recently.
+//!
+//! Counts are those since the row came in (no memory of rows that left) and stop at 255: a row that was
+//! used so often competes with others like it by recency alone.
+
+use super::Policy;
+use crate::cache::list::{Links, List};
+
+const COUNTS: usize = 256;
+
+/// A list for each count, in order of use.
+#[derive(Debug)]
+pub struct Lfu {
+    links: Links,
+    counts: Vec<u8>,
+    lists: Box<[List; COUNTS]>,
+    /// No list below it has a slot.
+    least: usize,
+}
+
+impl Lfu {
+    /// For `capacity` slots.
+    pub fn new(capacity: usize) -> Self {
+        Self {
+            links: Links::new(capacity),
+            counts: vec![0; capacity],
+            lists: Box::new([List::EMPTY; COUNTS]),
+            least: 0,
+        }
+    }
+}
+
+impl Policy for Lfu {
+    #[inline]
+    fn admit(&mut self, slot: u32, _key: u64) {
+        self.counts[slot as usize] = 0;
+        self.links.push_newest(&mut self.lists[0], slot);
+        self.least = 0;
+    }
+
+    #[inline]
+    fn hit(&mut self, slot: u32, _key: u64) {
+        let count = &mut self.counts[slot as usize];
+        self.links.unlink(&mut self.lists[usize::from(*count)], slot);
+        *count = count.saturating_add(1);
+        self.links.push_newest(&mut self.lists[usize::from(*count)], slot);
+    }
+
+    #[inline]
+    fn evict(&mut self, _keys: &[u64]) -> u32 {
+        while self.lists[self.least].is_empty() {
+            self.least += 1;
+        }
+        self.links.pop_oldest(&mut self.lists[self.least])
+    }
+
+    fn coldest_first(&self) -> Vec<u32> {
+        self.lists.iter().flat_map(|&list| self.links.iter(list)).collect()
+    }
+
+    fn metadata_bytes(&self) -> usize {
+        self.links.metadata_bytes() + self.counts.len() + size_of_val(&*self.lists)
+    }
+}
