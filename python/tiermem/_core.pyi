@@ -13,11 +13,14 @@ import numpy.typing as npt
 
 __all__ = [
     "BUILD_PROFILE",
+    "AccessStream",
     "Device",
     "Gate",
     "NbdServer",
     "Store",
     "Ticket",
+    "TraceReader",
+    "TraceWriter",
     "__version__",
     "check_device",
     "error_classes",
@@ -26,6 +29,7 @@ __all__ = [
     "io_uring_refusal",
     "probe_directory",
     "run_workload",
+    "synthesize_trace",
 ]
 
 _Bytes = npt.NDArray[np.uint8]
@@ -53,6 +57,9 @@ def check_device(spec_json: str) -> None:
 
 def run_workload(spec_json: str, workload_json: str, *, wall: bool) -> str:
     """Runs a load on the model of a device, in virtual time or in real time; one point as JSON."""
+
+def synthesize_trace(config_json: str, origin: str, path: str | PathLike[str]) -> str:
+    """Writes a generated trace; its counts as JSON."""
 
 @final
 class NbdServer:
@@ -193,3 +200,51 @@ class Ticket:
 
     def sample_weight_gradient(self, lookup: int, gradients: _Bytes, out: _Bytes) -> None:
         """Gradient float32 [L] of the sample weights from float32 [B, D]."""
+
+@final
+class TraceWriter:
+    """A trace that is being written; see `tiermem.data.trace_file`."""
+
+    def __new__(cls, path: str | PathLike[str], description_json: str) -> TraceWriter: ...
+    def write(self, batch: list[tuple[_Bytes, _Bytes]]) -> None:
+        """One batch: (lengths int64 [bags], ids int64 [ids]) of each table."""
+
+    def finish(self) -> str:
+        """Gives the file its name; counts as JSON."""
+
+    def abort(self) -> None:
+        """Leaves nothing behind; does nothing after `finish`."""
+
+@final
+class TraceReader:
+    """A trace that is being read."""
+
+    def __new__(cls, path: str | PathLike[str]) -> TraceReader: ...
+    def description_json(self) -> str:
+        """Tables and origin."""
+
+    def read(self) -> list[tuple[bytes, bytes]] | None:
+        """The next batch: (lengths int64, ids int64) of each table; `None` after the last."""
+
+@final
+class AccessStream:
+    """A trace as one stream of rows, in memory; see `tiermem.data.access_stream`."""
+
+    def __new__(cls, path: str | PathLike[str], config_json: str) -> AccessStream: ...
+    def sizes(self) -> tuple[int, int, int]:
+        """(accesses in memory, accesses of the selection, distinct rows in memory)."""
+
+    def counts(self) -> bytes:
+        """Accesses of each row, uint32."""
+
+    def stack_distances(self) -> tuple[bytes, int]:
+        """(how often each stack distance occurs, uint64; accesses that are the first of their row)."""
+
+    def lru_points(self, rows: list[int]) -> str:
+        """Points of lru, as a JSON list."""
+
+    def replay_point(self, policy: str, rows: int, *, window_batches: int, seed: int) -> str:
+        """One point of a policy, as JSON."""
+
+    def replay_hits(self, policy: str, rows: int, *, window_batches: int, seed: int) -> int:
+        """Hits of a policy, and nothing else."""

@@ -18,6 +18,7 @@ mod sync;
 #[cfg(any(test, feature = "test-utils"))]
 pub mod testkit;
 pub mod tier;
+pub mod trace;
 pub mod units;
 
 pub use error::{Error, ErrorKind, Result};

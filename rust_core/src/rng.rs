@@ -30,6 +30,24 @@ pub fn unit_symmetric_f32(bits: u64) -> f32 {
     ((bits >> 40) as u32 as f32) * (1.0 / 8_388_608.0) - 1.0
 }
 
+/// [`mix`] as the hasher of a map whose keys are 64-bit numbers.
+#[derive(Debug, Default)]
+pub struct MixHasher(u64);
+
+impl std::hash::Hasher for MixHasher {
+    fn write(&mut self, _bytes: &[u8]) {
+        unreachable!("keys are 64-bit numbers");
+    }
+
+    fn write_u64(&mut self, key: u64) {
+        self.0 = mix(key);
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -10,6 +10,7 @@ mod gate;
 mod nbd;
 mod stats;
 mod store;
+mod trace;
 
 use pyo3::prelude::*;
 
@@ -28,6 +29,8 @@ mod _core {
     use crate::nbd::NbdServer;
     #[pymodule_export]
     use crate::store::{Store, Ticket};
+    #[pymodule_export]
+    use crate::trace::{AccessStream, TraceReader, TraceWriter, synthesize_trace};
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {

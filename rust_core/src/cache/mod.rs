@@ -14,6 +14,7 @@ pub use index::KeyIndex;
 pub use lru::LruSlots;
 pub use policy::{Auto, Clock, Lfu, Lookahead, Lru, Policy, PolicyKind, Random, S3Fifo, Sieve, WINDOW_BATCHES_MAX};
 pub use replay::{Replay, replay};
+pub(crate) use row_cache::check_capacity;
 pub use row_cache::{Access, RowCache};
 
 /// Metadata bytes that one cached row may cost at most, index and links included (store contract, point 7).

@@ -110,7 +110,7 @@ impl<P: Policy> RowCache<P> {
 }
 
 /// A capacity is a number of rows from 1 to 2^32 - 2.
-pub(super) fn check_capacity(capacity: usize) -> Result<()> {
+pub(crate) fn check_capacity(capacity: usize) -> Result<()> {
     if capacity == 0 || capacity >= u32::MAX as usize {
         return Err(Error::new(
             ErrorKind::Config,

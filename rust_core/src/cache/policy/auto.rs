@@ -44,7 +44,7 @@ struct Shadow {
 }
 
 impl Auto {
-    /// For `capacity` slots, at least one. Begins as lru.
+    /// For `capacity` slots, at least one. Begins as s3fifo, which takes longest to recover from the rows of another.
     pub fn new(capacity: usize) -> Self {
         let rows = capacity.min(SHADOW_ROWS);
         let shadows = Candidate::KINDS.iter().map(|&kind| Shadow {
@@ -107,9 +107,7 @@ impl Auto {
     /// The rows stay; the new policy starts from the order of the old one.
     fn take_over(&mut self, next: usize, keys: &[u64]) {
         let mut policy = Candidate::new(Candidate::KINDS[next], self.capacity);
-        for slot in self.main.coldest_first() {
-            policy.admit(slot, keys[slot as usize]);
-        }
+        policy.adopt(&self.main.coldest_first(), keys);
         self.main = policy;
         self.at_work = next;
     }

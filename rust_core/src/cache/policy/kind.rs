@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use super::{Lfu, Lru, Policy, S3Fifo, Sieve};
+use super::{Lru, Policy, S3Fifo, Sieve};
 use crate::error::{Error, ErrorKind};
 
 /// A policy by name. `min` is for replay only: it knows the future.
@@ -61,22 +61,21 @@ impl FromStr for PolicyKind {
     }
 }
 
-/// What `auto` chooses from.
+/// What `auto` chooses from: recency, frequency with a ghost, and frequency with quick demotion. Others win by
+/// little where they win (clock over lru), or cannot take over a cache whose counts they do not know (lfu).
 #[derive(Debug)]
 pub(super) enum Candidate {
     Lru(Lru),
-    Lfu(Lfu),
     S3Fifo(S3Fifo),
     Sieve(Sieve),
 }
 
 impl Candidate {
-    pub(super) const KINDS: [PolicyKind; 4] = [PolicyKind::Lru, PolicyKind::Lfu, PolicyKind::S3Fifo, PolicyKind::Sieve];
+    pub(super) const KINDS: [PolicyKind; 3] = [PolicyKind::S3Fifo, PolicyKind::Lru, PolicyKind::Sieve];
 
     /// One of [`Self::KINDS`].
     pub(super) fn new(kind: PolicyKind, capacity: usize) -> Self {
         match kind {
-            PolicyKind::Lfu => Self::Lfu(Lfu::new(capacity)),
             PolicyKind::S3Fifo => Self::S3Fifo(S3Fifo::new(capacity)),
             PolicyKind::Sieve => Self::Sieve(Sieve::new(capacity)),
             _ => Self::Lru(Lru::new(capacity)),
@@ -88,7 +87,6 @@ macro_rules! each {
     ($candidate:expr, $policy:ident => $call:expr) => {
         match $candidate {
             Candidate::Lru($policy) => $call,
-            Candidate::Lfu($policy) => $call,
             Candidate::S3Fifo($policy) => $call,
             Candidate::Sieve($policy) => $call,
         }
@@ -109,6 +107,10 @@ impl Policy for Candidate {
     #[inline]
     fn evict(&mut self, keys: &[u64]) -> u32 {
         each!(self, policy => policy.evict(keys))
+    }
+
+    fn adopt(&mut self, coldest_first: &[u32], keys: &[u64]) {
+        each!(self, policy => policy.adopt(coldest_first, keys));
     }
 
     fn coldest_first(&self) -> Vec<u32> {

@@ -6,12 +6,12 @@
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
-use std::hash::{BuildHasherDefault, Hasher};
+use std::hash::BuildHasherDefault;
 
 use super::Policy;
 use crate::cache::list::{Links, List};
 use crate::error::{Error, ErrorKind, Result};
-use crate::rng;
+use crate::rng::MixHasher;
 
 /// Batches that may be announced and not yet begun.
 pub const WINDOW_BATCHES_MAX: usize = 254;
@@ -48,23 +48,6 @@ struct Mention {
     batch: u32,
     /// How many mentions later this key is mentioned again; 0: it is not.
     next: u32,
-}
-
-#[derive(Default)]
-struct MixHasher(u64);
-
-impl Hasher for MixHasher {
-    fn write(&mut self, _bytes: &[u8]) {
-        unreachable!("keys are numbers");
-    }
-
-    fn write_u64(&mut self, key: u64) {
-        self.0 = rng::mix(key);
-    }
-
-    fn finish(&self) -> u64 {
-        self.0
-    }
 }
 
 impl Window {

@@ -52,6 +52,13 @@ pub trait Policy {
     /// From now on keys of the next announced batch are asked for.
     fn begin_batch(&mut self, _slot_of: impl Fn(u64) -> Option<u32>) {}
 
+    /// Starts from the rows of another policy, those that should leave first in front. Nothing is admitted yet.
+    fn adopt(&mut self, coldest_first: &[u32], keys: &[u64]) {
+        for &slot in coldest_first {
+            self.admit(slot, keys[slot as usize]);
+        }
+    }
+
     /// The admitted slots, those that would leave first in front: what another policy starts from.
     fn coldest_first(&self) -> Vec<u32>;
 

@@ -110,6 +110,14 @@ impl Policy for S3Fifo {
         }
     }
 
+    /// The coldest tenth has to prove itself in the small queue.
+    fn adopt(&mut self, coldest_first: &[u32], _keys: &[u64]) {
+        for (place, &slot) in coldest_first.iter().enumerate() {
+            let queue = if place < self.small_rows_max { &mut self.small } else { &mut self.main };
+            queue.push(&mut self.newer, slot);
+        }
+    }
+
     /// The small queue, then the main one; in each, first those that were not used.
     fn coldest_first(&self) -> Vec<u32> {
         let mut slots = Vec::with_capacity(self.small.len + self.main.len);

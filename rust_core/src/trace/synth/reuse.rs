@@ -1,0 +1,80 @@
+//! Rows whose counts follow a histogram of reuse, as Meta publishes it of its embedding lookups: the share of rows,
+//! and the share of lookups, that rows with one lookup have, with two, with three or four, and so on.
+
+use super::zipf::Scatter;
+use crate::error::{Error, ErrorKind, Result};
+use crate::rng;
+
+/// A bin without a share of rows (it was rounded to 0) has rows of this many times its lower bound.
+const MEAN_OVER_LOWER: f64 = 1.4;
+/// The last bin has no upper bound; its rows have at most so many times its lower bound.
+const LAST_BIN_SPAN: f64 = 64.0;
+
+/// Every access of a table: which row, in an order that is chance.
+#[derive(Debug)]
+pub(super) struct ReuseTable {
+    /// Lookups of the rows before this one.
+    starts: Vec<u64>,
+    order: Scatter,
+    places: Scatter,
+}
+
+impl ReuseTable {
+    /// `lookups_all` accesses over at most `rows` rows.
+    ///
+    /// # Errors
+    ///
+    /// `Config` if the histogram needs more rows than the table has.
+    pub(super) fn new(
+        row_shares: &[f64],
+        lookup_shares: &[f64],
+        reuse_mean: f64,
+        rows: u64,
+        lookups_all: u64,
+        key: u64,
+    ) -> Result<Self> {
+        let share_sum: f64 = lookup_shares.iter().sum();
+        let rows_all = lookups_all as f64 / reuse_mean;
+        let mut starts = vec![0u64];
+        let mut next = 0u64;
+        let mut owed = 0.0;
+        for (bin, (&row_share, &lookup_share)) in row_shares.iter().zip(lookup_shares).enumerate() {
+            let lower = if bin == 0 { 0.0 } else { (1u64 << (bin - 1)) as f64 };
+            let upper = if bin + 1 == row_shares.len() { lower * LAST_BIN_SPAN } else { (1u64 << bin) as f64 };
+            // What one bin could not place goes to the next one, so that the sum comes out.
+            let lookups = lookup_share / share_sum * lookups_all as f64 + owed;
+            let mean = if row_share > 0.0 { lookups / (row_share * rows_all) } else { lower * MEAN_OVER_LOWER };
+            let mean = mean.clamp(lower + 1.0, upper);
+            let count = (lookups / mean).round();
+            owed = lookups;
+            let half_width = (mean - lower - 1.0).min(upper - mean);
+            for row in 0..count as u64 {
+                // Counts are spread evenly around the mean, within the bin.
+                let offset = ((row as f64 + 0.5) / count * 2.0 - 1.0) * half_width;
+                let lookups = (mean + offset).round().clamp(lower + 1.0, upper);
+                owed -= lookups;
+                next += lookups as u64;
+                starts.push(next);
+            }
+        }
+        let used = starts.len() as u64 - 1;
+        if used > rows || used == 0 {
+            return Err(Error::new(
+                ErrorKind::Config,
+                format!("{lookups_all} lookups with this reuse go to {used} rows, but the table has {rows}"),
+            ));
+        }
+        Ok(Self {
+            starts,
+            order: Scatter::new(next, rng::stream(key, super::CHOICES)),
+            places: Scatter::new(rows, rng::stream(key, super::PLACES)),
+        })
+    }
+
+    /// The row of access number `access`.
+    pub(super) fn row(&self, access: u64) -> u64 {
+        let lookups = self.starts[self.starts.len() - 1];
+        let place = self.order.at(access % lookups);
+        self.places.at(self.starts.partition_point(|&start| start <= place) as u64 - 1)
+    }
+}
