@@ -15,7 +15,16 @@ import psutil
 
 from tiermem.errors import TiermemError
 
-__all__ = ["RECORD_VERSION", "canonical", "digest", "host", "read_record", "record", "write_text"]
+__all__ = [
+    "RECORD_VERSION",
+    "canonical",
+    "digest",
+    "host",
+    "read_record",
+    "record",
+    "write_bytes",
+    "write_text",
+]
 
 RECORD_VERSION = 1
 _DECIMALS = 9
@@ -106,6 +115,11 @@ def record(
 
 
 def write_text(path: Path, text: str) -> None:
+    """`write_bytes` of text in UTF-8."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, contents: bytes) -> None:
     """Writes a file whole or not at all: to a temporary name in the same folder, then renamed.
 
     A link is followed, a file keeps its mode, and what is not a file (a pipe, a device) is written to.
@@ -117,13 +131,13 @@ def write_text(path: Path, text: str) -> None:
     try:
         target = path.resolve()
         if target.exists() and not target.is_file():
-            target.write_text(text, encoding="utf-8")
+            target.write_bytes(contents)
             return
         mode = target.stat().st_mode & 0o777 if target.exists() else 0o644
         target.parent.mkdir(parents=True, exist_ok=True)
         descriptor, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(contents)
         Path(temporary).chmod(mode)
         Path(temporary).replace(target)
     except OSError as error:

@@ -17,7 +17,8 @@ MAY_USE_CORE = {
 MAY_VIEW_BYTES = {"access_stream.py", "trace.py", "trace_file.py"}
 # A module of the core may use only modules of a lower level.
 LEVELS = {
-    "bits": 0, "error": 0, "units": 0, "clock": 0, "rng": 0, "stats": 1, "backend": 2, "device": 3, "cache": 3, "nbd": 4,
+    "bits": 0, "error": 0, "units": 0, "clock": 0, "rng": 0,
+    "stats": 1, "backend": 2, "device": 3, "cache": 3, "nbd": 4,
     "tier": 4, "embedding": 5, "trace": 5, "store": 6, "testkit": 6,
 }  # fmt: skip
 
@@ -59,7 +60,9 @@ def test_raw_memory_of_tensors_is_taken_in_one_place(root: Path) -> None:
     for path in package.rglob("*.py"):
         if path.name != "_interop.py":
             assert "data_ptr(" not in path.read_text(), f"{path}: use _interop"
-            assert "frombuffer(" not in path.read_text() or path.name in MAY_VIEW_BYTES, f"{path}: use _interop"
+            assert "frombuffer(" not in path.read_text() or path.name in MAY_VIEW_BYTES, (
+                f"{path}: use _interop"
+            )
 
 
 def test_modules_of_the_core_depend_downwards(root: Path) -> None:

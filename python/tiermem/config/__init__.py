@@ -17,6 +17,7 @@ from tiermem.config.fault import FaultConfig
 from tiermem.config.hierarchy import BackendConfig, ClockMode, Hierarchy, TierConfig
 from tiermem.config.names import available, resolve
 from tiermem.config.optimizer import SGD, OptimizerConfig, RowWiseAdagrad
+from tiermem.config.synth import SynthConfig, SynthTable
 from tiermem.config.tables import TableEntry, TableSet, TableSource
 
 __all__ = [
@@ -38,6 +39,8 @@ __all__ = [
     "PublishedPoint",
     "RecboleData",
     "RowWiseAdagrad",
+    "SynthConfig",
+    "SynthTable",
     "SyntheticData",
     "TableEntry",
     "TableSet",

@@ -8,7 +8,7 @@ from tiermem.errors import ConfigError
 
 __all__ = ["REUSE_BINS", "LocalityStats", "read_locality_stats"]
 
-REUSE_BINS = tuple([(0, 1), *((2**n, 2 ** (n + 1)) for n in range(15)), (2**15, None)])
+REUSE_BINS = ((0, 1), *((2**n, 2 ** (n + 1)) for n in range(15)), (2**15, None))
 """Lookups of a row in a batch: above the first number, up to the second one."""
 
 _BIN = re.compile(r"^\((\d+)(?:, (\d+)\]|\+): (\d+\.\d+)$")
@@ -48,7 +48,9 @@ def read_locality_stats(path: Path) -> dict[str, LocalityStats]:
     for start, end in zip(starts, [*starts[1:], len(lines)], strict=True):
         stats = _one(lines[start:end])
         if stats is None:
-            raise ConfigError(f"{path}, line {start + 1}: {lines[start]} lacks counts or one of its two histograms")
+            raise ConfigError(
+                f"{path}, line {start + 1}: {lines[start]} lacks counts or one of its two histograms"
+            )
         found[stats.name] = stats
     return found
 

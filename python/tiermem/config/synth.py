@@ -50,7 +50,7 @@ class ZipfLaw(Config):
 
 
 class StackDistanceLaw(Config):
-    """The stack distances of another trace: another trace that caches as that one does, as long as one likes."""
+    """The stack distances of another trace: it caches as that one does, and is as long as one likes."""
 
     kind: Literal["stack-distance"]
     like: str
@@ -92,7 +92,7 @@ class SessionLaw(Config):
 
 
 class NgramLaw(Config):
-    """Tables of language models that are indexed by hashed n-grams. A batch is a text, a bag is a token's place."""
+    """Tables of language models, indexed by hashed n-grams. A batch is a text, a bag is a token."""
 
     kind: Literal["ngram"]
     skew: Skew = Skew()

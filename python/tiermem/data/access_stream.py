@@ -36,8 +36,8 @@ class CurvePoint:
     missed_row_bytes: int
     """Bytes of the rows that missed."""
     missed_block_bytes: int | None
-    """Bytes of the blocks that hold them; rows of one block that miss in one batch cost one read. `None` in an
-    estimate: a sample sees one row of a block at the most."""
+    """Bytes of the blocks that hold them; rows of one block that miss in one batch cost one read. `None` in
+    an estimate: a sample sees one row of a block at the most."""
     sample_rate: float
     """Share of the rows that was looked at; 1: exact."""
 
@@ -88,9 +88,9 @@ class AccessStream:
         """Stack distances of a whole stream.
 
         Returns:
-            How often each distance occurs, uint64 [distinct], where the distance is the number of other rows since
-            the last access to the row (an lru cache of more rows than that holds it); and how many accesses
-            are the first of their row.
+            How often each distance occurs, uint64 [distinct], where the distance is the number of other rows
+            since the last access to the row (an lru cache of more rows than that holds it); and how many
+            accesses are the first of their row.
         """
         counts, first = self._inner.stack_distances()
         return np.frombuffer(counts, dtype=np.uint64), first
@@ -113,7 +113,9 @@ class AccessStream:
             raise ConfigError(f'"{policy}" is not a policy; choose of {", ".join(POLICIES)}')
         for size in rows:
             if not 0 < size < 2**32 - 1:
-                raise ConfigError(f"a cache of {size} rows is not possible; give it from 1 to {2**32 - 2} rows")
+                raise ConfigError(
+                    f"a cache of {size} rows is not possible; give it from 1 to {2**32 - 2} rows"
+                )
         if policy == "lru":
             points = json.loads(self._inner.lru_points(list(rows)))
         else:

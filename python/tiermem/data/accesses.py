@@ -47,7 +47,9 @@ class Bags:
             raise InputError(f"the first offset is {offsets[0]}; bags start at 0")
         if (lengths < 0).any():
             bag = int(np.flatnonzero(lengths < 0)[0])
-            raise InputError(f"bag {bag} has {lengths[bag]} ids: offsets must not fall, nor pass the end of the ids")
+            raise InputError(
+                f"bag {bag} has {lengths[bag]} ids: offsets must not fall, nor pass the end of the ids"
+            )
         return cls(lengths.astype(np.int64), ids.astype(np.int64, copy=False))
 
 

@@ -51,10 +51,9 @@ def synthesize(
 
 
 def _law(config: SynthConfig, tables: int) -> dict[str, object]:
+    stats = config.locality()
     match config.law:
-        case ReuseLaw():
-            stats = config.locality()
-            assert stats is not None, "a reuse law names a histogram"
+        case ReuseLaw() if stats is not None:
             return {
                 "kind": "reuse",
                 "rows": stats.row_shares,
@@ -64,7 +63,9 @@ def _law(config: SynthConfig, tables: int) -> dict[str, object]:
         case NgramLaw() as law:
             orders = law.orders * tables if len(law.orders) == 1 else law.orders
             if len(orders) != tables:
-                raise ConfigError(f"law.orders has {len(orders)} values for {tables} tables; give one for each, or one")
+                raise ConfigError(
+                    f"law.orders has {len(orders)} values for {tables} tables; give one for each, or one"
+                )
             return {**law.model_dump(), "orders": orders}
         case law:
             return law.model_dump()

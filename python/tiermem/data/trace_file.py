@@ -57,8 +57,8 @@ class TraceWriter:
         """Adds one batch: the bags of each table, in the order of the tables.
 
         Raises:
-            InputError: if a table is missing, lengths and ids do not fit together, a number is negative, or an
-                id is beyond its table; nothing of the batch is written then.
+            InputError: if a table is missing, lengths and ids do not fit together, a number is negative, or
+                an id is beyond its table; nothing of the batch is written then.
         """
         self._inner.write([(_bytes(bags.lengths), _bytes(bags.ids)) for bags in batch])
 

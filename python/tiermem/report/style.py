@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["COLOURS", "INK", "label_axes", "new_figure", "svg_text"]
+__all__ = ["COLOURS", "INK", "label_axes", "new_figure", "png_bytes", "svg_text"]
 
 # Colours that differ for readers with colour blindness (Okabe and Ito), and show on light and dark.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9")
@@ -17,8 +17,8 @@ COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9")
 INK = "#010203"
 
 
-def new_figure(columns: int = 1) -> "tuple[Figure, list[Axes]]":
-    """An empty figure with so many plots beside each other.
+def new_figure(columns: int = 1, *, ink: str = INK) -> "tuple[Figure, list[Axes]]":
+    """An empty figure with so many plots beside each other; text and axes in the colour `ink`.
 
     Raises:
         ConfigError: if matplotlib is not installed.
@@ -36,22 +36,22 @@ def new_figure(columns: int = 1) -> "tuple[Figure, list[Axes]]":
     for axes in made:
         axes.patch.set_alpha(0)
         axes.set_prop_cycle(color=COLOURS)
-        axes.tick_params(colors=INK)
+        axes.tick_params(colors=ink)
         for side in ("left", "bottom"):
-            axes.spines[side].set_color(INK)
+            axes.spines[side].set_color(ink)
         for side in ("right", "top"):
             axes.spines[side].set_visible(False)
-        axes.grid(visible=True, color=INK, alpha=0.12)
+        axes.grid(visible=True, color=ink, alpha=0.12)
     return figure, made
 
 
-def label_axes(axes: "Axes", x: str, y: str, *, outside: bool = True) -> None:
+def label_axes(axes: "Axes", x: str, y: str, *, outside: bool = True, ink: str = INK) -> None:
     """Names the axes, and shows a legend if anything has a label."""
-    axes.set_xlabel(x, color=INK)
-    axes.set_ylabel(y, color=INK)
+    axes.set_xlabel(x, color=ink)
+    axes.set_ylabel(y, color=ink)
     if axes.get_legend_handles_labels()[0]:
         place = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)} if outside else {}
-        axes.legend(frameon=False, labelcolor=INK, fontsize="small", **place)
+        axes.legend(frameon=False, labelcolor=ink, fontsize="small", **place)
 
 
 def svg_text(figure: "Figure", ink: str = "currentColor") -> str:
@@ -60,3 +60,10 @@ def svg_text(figure: "Figure", ink: str = "currentColor") -> str:
     figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
     svg = text.getvalue()
     return svg[svg.index("<svg") :].replace(INK, ink)
+
+
+def png_bytes(figure: "Figure", page: str) -> bytes:
+    """The figure as PNG on a page of this colour."""
+    image = io.BytesIO()
+    figure.savefig(image, format="png", dpi=150, facecolor=page, metadata={"Software": None})
+    return image.getvalue()
