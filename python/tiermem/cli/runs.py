@@ -7,10 +7,12 @@ from tiermem import _core
 from tiermem.cli.common import Output
 from tiermem.config import Config, Experiment
 from tiermem.data import Dataset, load_dataset
+from tiermem.data.accesses import TraceTable
+from tiermem.data.trace_file import TraceWriter
 from tiermem.results import canonical, record
 from tiermem.train import Run, Trainer
 
-__all__ = ["run_record", "train_run"]
+__all__ = ["capture_run", "run_record", "train_run"]
 
 
 def train_run(
@@ -22,6 +24,17 @@ def train_run(
     with output.progress(name) as progress:
         run = Trainer(experiment, dataset, name=name, progress=progress).fit()
     return dataset, run
+
+
+def capture_run(experiment: Experiment, name: str, output: Output, path: str) -> tuple[Dataset, Run]:
+    """`train_run` that also writes the accesses of its training steps to a trace."""
+    dataset = load_dataset(experiment.data, experiment.seed)
+    row_bytes = experiment.model.dim * 4
+    tables = tuple(TraceTable(column.name, column.rows, row_bytes) for column in dataset.sparse)
+    origin = f"captured from training on {dataset.name}, seed {experiment.seed}"
+    with TraceWriter(path, tables, origin=origin) as writer, output.progress(name) as progress:
+        trainer = Trainer(experiment, dataset, name=name, progress=progress, capture=writer.write)
+        return dataset, trainer.fit()
 
 
 def run_record(

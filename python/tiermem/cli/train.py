@@ -29,6 +29,9 @@ def add(verbs: "argparse._SubParsersAction[Any]") -> None:
         help="replace one value, e.g. train.epochs=2",
     )
     parser.add_argument("--seed", type=int, help="replaces the experiment's seed")
+    parser.add_argument(
+        "--capture-trace", metavar="T", help="write the accesses of the training steps to a trace"
+    )
     parser.add_argument("--out", metavar="DIR", help="run directory (default: runs/train-TIME)")
     add_output_options(parser)
     parser.set_defaults(run=_run)
@@ -38,10 +41,13 @@ def _run(options: argparse.Namespace) -> int:
     output = Output(options)
     seed = [] if options.seed is None else [f"seed={options.seed}"]
     experiment = Experiment.load(options.config, [*options.overrides, *seed])
-    from tiermem.cli.runs import run_record, train_run  # noqa: PLC0415 (loads torch and the extension)
+    from tiermem.cli.runs import capture_run, run_record, train_run  # noqa: PLC0415 (loads torch and the extension)
 
     with run_directory(options.out, "train") as directory:
-        dataset, run = train_run(experiment, experiment.data.name, output)
+        if options.capture_trace is None:
+            dataset, run = train_run(experiment, experiment.data.name, output)
+        else:
+            dataset, run = capture_run(experiment, experiment.data.name, output, options.capture_trace)
         record = run_record({"experiment": experiment}, [run], seed=experiment.seed)
         save_run(directory, record, render_html(record, title=f"tiermem train: {dataset.name}"))
     for table in all_tables(record):

@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from tiermem.config import Experiment
 from tiermem.data import Batch, Dataset, batches
+from tiermem.data.accesses import Bags
 from tiermem.embedding import Lookup, TableConfig, Ticket, TieredEmbeddingBagCollection
 from tiermem.embedding.store import StageTimes
 from tiermem.errors import ConfigError
@@ -35,6 +36,7 @@ class Trainer:
         dataset: the data; its columns become the tables.
         name: name of the run.
         progress: called after each step.
+        capture: gets the bags of each training step before it runs, one entry per table.
     """
 
     def __init__(
@@ -44,7 +46,9 @@ class Trainer:
         *,
         name: str,
         progress: Progress | None = None,
+        capture: Callable[[tuple[Bags, ...]], None] | None = None,
     ) -> None:
+        self.capture = capture
         self.experiment = experiment
         self.dataset = dataset
         self.progress = progress
@@ -105,6 +109,8 @@ class Trainer:
         total = 0.0
         source = batches(self.dataset, order, self.train.batch_size)
         for batch, ticket in self.bags.pipeline(source, self._lookups):
+            if self.capture is not None:
+                self.capture(tuple(Bags.from_offsets(ids, offsets) for ids, offsets in batch.sparse))
             loss = self._train_step(batch, ticket)
             total += loss * len(batch.labels)
             self._report(loss)

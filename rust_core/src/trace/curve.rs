@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use super::recency::RecencyStack;
 use super::stream::{AccessStream, Sample};
-use crate::cache::{Replay, replay};
+use crate::cache::{Lfu, PolicyKind, Replay, RowCache, replay};
 use crate::error::Result;
 
 /// One cache of one size on one stream.
@@ -104,8 +104,7 @@ impl AccessStream {
         let mut stamps = vec![u32::MAX; self.block_count];
         let mut batch = 0usize;
         let half = self.len() / 2;
-        let scaled = Replay { rows: self.scaled(config.rows), ..*config };
-        replay(&scaled, &self.keys, &self.batch_ends, self.next_use(), |position, hit| {
+        self.replay(config, |position, hit| {
             if position == self.batch_ends[batch] {
                 batch += 1;
             }
@@ -127,8 +126,7 @@ impl AccessStream {
     /// Replays and counts nothing but hits: what a cache costs by itself.
     pub fn replay_hits(&self, config: &Replay) -> Result<u64> {
         let mut hits = 0;
-        let scaled = Replay { rows: self.scaled(config.rows), ..*config };
-        replay(&scaled, &self.keys, &self.batch_ends, self.next_use(), |_, hit| hits += u64::from(hit))?;
+        self.replay(config, |_, hit| hits += u64::from(hit))?;
         Ok(hits)
     }
 
@@ -144,6 +142,37 @@ impl AccessStream {
             }
         }
         (counts, first)
+    }
+
+    fn replay(&self, config: &Replay, visit: impl FnMut(usize, bool)) -> Result<()> {
+        let scaled = Replay { rows: self.scaled(config.rows), ..*config };
+        if config.policy == PolicyKind::Lfu && self.sample.is_some() {
+            return self.replay_lfu_sample(scaled.rows, visit);
+        }
+        replay(&scaled, &self.keys, &self.batch_ends, self.next_use(), visit)
+    }
+
+    /// lfu does not scale by itself. Once every other row was used twice, a newcomer leaves at the next miss, of
+    /// which the whole stream has 1/R times as many: a row of the sample must not be given the time that the sample
+    /// has. It stays if it is used again before the whole stream is expected to miss once.
+    fn replay_lfu_sample(&self, rows: usize, mut visit: impl FnMut(usize, bool)) -> Result<()> {
+        let mut cache = RowCache::new(rows, Lfu::new(rows))?;
+        let mut newcomer: Option<(u64, u64)> = None;
+        let mut misses = 0u64;
+        for (position, &key) in self.keys.iter().enumerate() {
+            let number = self.numbers_in_all[position];
+            let since = newcomer.filter(|&(waiting, _)| waiting == key).map(|(_, since)| since);
+            let gone = since.is_some_and(|since| (number - since) * misses >= position as u64);
+            let hit = !gone && cache.access(key).is_hit();
+            if gone || (!hit && cache.len() == rows && cache.policy().has_lone_newcomer()) {
+                newcomer = Some((key, number));
+            } else if since.is_some() {
+                newcomer = None;
+            }
+            misses += u64::from(!hit);
+            visit(position, hit);
+        }
+        Ok(())
     }
 
     fn scaled(&self, rows: usize) -> usize {

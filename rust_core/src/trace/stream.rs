@@ -60,6 +60,8 @@ pub struct AccessStream {
     pub(super) sample: Option<Sample>,
     /// Accesses of the selection, sampled or not.
     pub(super) accesses_all: u64,
+    /// For a sample: the number of each access among all of the selection.
+    pub(super) numbers_in_all: Vec<u64>,
     next_use: Vec<u32>,
 }
 
@@ -171,6 +173,7 @@ impl<'a> Loader<'a> {
             block_bytes: selection.block_bytes.max(1),
             sample: selection.sample,
             accesses_all: 0,
+            numbers_in_all: Vec::new(),
             next_use: Vec::new(),
         };
         Ok(Self {
@@ -219,6 +222,9 @@ impl<'a> Loader<'a> {
             let row = self.number(table, id, key, row_bytes);
             if self.selection.dedupe && std::mem::replace(&mut self.asked_in[row as usize], self.batch) == self.batch {
                 continue;
+            }
+            if self.selection.sample.is_some() {
+                self.stream.numbers_in_all.push(self.stream.accesses_all);
             }
             self.stream.accesses_all += 1;
             self.stream.keys.push(key);

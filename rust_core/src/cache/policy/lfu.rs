@@ -30,6 +30,13 @@ impl Lfu {
     }
 }
 
+impl Lfu {
+    /// Whether one row alone has not been used since it came in: the next miss takes it out.
+    pub fn has_lone_newcomer(&self) -> bool {
+        !self.lists[0].is_empty() && self.lists[0].oldest == self.lists[0].newest
+    }
+}
+
 impl Policy for Lfu {
     #[inline]
     fn admit(&mut self, slot: u32, _key: u64) {
