@@ -1,7 +1,7 @@
 //! The core of tiermem: emulated storage-class memory and an exact tiered embedding store.
 //!
 //! No Python in here. Modules depend downwards only:
-//! `store > embedding > tier > cache | nbd > device > backend > stats > error units clock rng`.
+//! `store > embedding | trace > tier > cache | nbd > device > backend > stats > error units clock rng bits`.
 
 pub mod backend;
 pub mod bits;

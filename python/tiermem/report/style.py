@@ -36,7 +36,7 @@ def new_figure(columns: int = 1, *, ink: str = INK) -> "tuple[Figure, list[Axes]
     for axes in made:
         axes.patch.set_alpha(0)
         axes.set_prop_cycle(color=COLOURS)
-        axes.tick_params(colors=ink)
+        axes.tick_params(which="both", colors=ink)
         for side in ("left", "bottom"):
             axes.spines[side].set_color(ink)
         for side in ("right", "top"):
@@ -64,6 +64,7 @@ def svg_text(figure: "Figure", ink: str = "currentColor") -> str:
 
 def png_bytes(figure: "Figure", page: str) -> bytes:
     """The figure as PNG on a page of this colour."""
+    figure.patch.set_alpha(1)
     image = io.BytesIO()
     figure.savefig(image, format="png", dpi=150, facecolor=page, metadata={"Software": None})
     return image.getvalue()
