@@ -55,7 +55,7 @@ fn quick_cache(trace: &Trace, rows: usize) -> u64 {
     hits
 }
 
-/// TinyLFU for many threads. It evicts in maintenance runs, so it holds more rows than its capacity in between.
+/// A concurrent cache with an admission filter. It evicts in maintenance runs, so it holds more rows than its capacity in between.
 fn moka(trace: &Trace, rows: usize) -> u64 {
     let cache = moka::sync::Cache::new(rows as u64);
     let mut hits = 0;

@@ -140,9 +140,9 @@ class SynthConfig(Config):
     """What it is like, for people."""
     seed: int = Field(default=1, ge=0, lt=2**63)
     """Everything follows from it."""
-    batches: int = Field(ge=1)
+    batches: int = Field(ge=1, le=2**40)
     """Batches of the whole trace."""
-    bags_per_batch: int = Field(ge=1, lt=2**32)
+    bags_per_batch: int = Field(ge=1, le=2**26)
     """Bags of each table in a batch: the batch size."""
     tables: tuple[SynthTable, ...] = ()
     """The tables; or a table set; or neither for `stack-distance`, which takes those of the other trace."""

@@ -82,8 +82,8 @@ fn run_ahead(config: &Replay, keys: &[u64], batch_ends: &[usize], mut visit: imp
             cache.announce(&keys[batch.0..batch.1])?;
         }
         cache.begin_batch();
-        for position in start..end {
-            visit(position, cache.access(keys[position]).is_hit());
+        for (place, &key) in keys[start..end].iter().enumerate() {
+            visit(start + place, cache.access(key).is_hit());
         }
     }
     Ok(())

@@ -145,7 +145,9 @@ impl AccessStream {
     }
 
     fn replay(&self, config: &Replay, visit: impl FnMut(usize, bool)) -> Result<()> {
-        let scaled = Replay { rows: self.scaled(config.rows), ..*config };
+        // A cache with room for every row evicts nothing; more room would only be memory.
+        let rows = self.scaled(config.rows).min(self.distinct().max(1));
+        let scaled = Replay { rows, ..*config };
         if config.policy == PolicyKind::Lfu && self.sample.is_some() {
             return self.replay_lfu_sample(scaled.rows, visit);
         }

@@ -29,6 +29,9 @@ pub const TRACE_ROWS_MAX: u64 = 1 << 40;
 /// Tables that a trace may have.
 pub const TRACE_TABLES_MAX: usize = 1 << 20;
 
+/// Bags that a table may have in one batch.
+pub const TRACE_BAGS_MAX: usize = 1 << 26;
+
 /// What a trace says of itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

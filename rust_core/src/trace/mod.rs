@@ -9,7 +9,7 @@ mod synth;
 mod writer;
 
 pub use curve::CurvePoint;
-pub use format::{Bags, Description, TRACE_ROWS_MAX, TRACE_TABLES_MAX, Totals, TraceTable, VERSION};
+pub use format::{Bags, Description, TRACE_BAGS_MAX, TRACE_ROWS_MAX, TRACE_TABLES_MAX, Totals, TraceTable, VERSION};
 pub use reader::TraceReader;
 pub use recency::RecencyStack;
 pub use stream::{AccessStream, Sample, Selection};

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::format::{
     Bags, DESCRIPTION_BYTES_MAX, Description, FORM_LENGTHS, FORM_UNIFORM, FRAME_BATCH, FRAME_END, FRAME_HEADER_BYTES,
-    MAGIC, Totals, TraceTable, VERSION, frame_crc,
+    MAGIC, TRACE_BAGS_MAX, Totals, TraceTable, VERSION, frame_crc,
 };
 use crate::error::{Error, ErrorKind, Result};
 
@@ -181,18 +181,20 @@ fn take<'a>(rest: &mut &'a [u8], bytes: usize) -> Option<&'a [u8]> {
 fn decode_bags<'a>(table: &TraceTable, mut rest: &'a [u8], bags: &mut Bags) -> Option<&'a [u8]> {
     let head = take(&mut rest, 9)?;
     let (count, ids) = (u32_at(head, 1) as usize, u32_at(head, 5) as usize);
+    if count > TRACE_BAGS_MAX {
+        return None;
+    }
     bags.lengths.clear();
     match head[0] {
         FORM_UNIFORM => {
             let length = u32_at(take(&mut rest, 4)?, 0);
-            // Before memory is taken for the bags: they must add up to the ids, and empty bags cost nothing.
             if count as u64 * u64::from(length) != ids as u64 {
                 return None;
             }
             bags.lengths.resize(count, length);
         }
         FORM_LENGTHS => {
-            bags.lengths.extend(take(&mut rest, count.checked_mul(4)?)?.chunks_exact(4).map(|at| u32_at(at, 0)))
+            bags.lengths.extend(take(&mut rest, count.checked_mul(4)?)?.chunks_exact(4).map(|at| u32_at(at, 0)));
         }
         _ => return None,
     }

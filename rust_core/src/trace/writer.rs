@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::format::{
-    Bags, DESCRIPTION_BYTES_MAX, Description, FORM_LENGTHS, FORM_UNIFORM, FRAME_BATCH, FRAME_END, MAGIC, Totals,
-    VERSION, frame_crc,
+    Bags, DESCRIPTION_BYTES_MAX, Description, FORM_LENGTHS, FORM_UNIFORM, FRAME_BATCH, FRAME_END, MAGIC,
+    TRACE_BAGS_MAX, Totals, VERSION, frame_crc,
 };
 use crate::error::{Error, ErrorKind, Result};
 
@@ -124,7 +124,14 @@ impl TraceWriter {
         }
         for (table, bags) in self.description.tables.iter().zip(batch) {
             let sum: u64 = bags.lengths.iter().map(|&length| u64::from(length)).sum();
-            if sum != bags.ids.len() as u64 || sum > u64::from(u32::MAX) || bags.lengths.len() > u32::MAX as usize {
+            if bags.lengths.len() > TRACE_BAGS_MAX {
+                return refuse(format!(
+                    "table \"{}\" has {} bags in one batch, {TRACE_BAGS_MAX} at the most; make smaller batches",
+                    table.name,
+                    bags.lengths.len()
+                ));
+            }
+            if sum != bags.ids.len() as u64 || sum > u64::from(u32::MAX) {
                 return refuse(format!(
                     "the lengths of table \"{}\" add up to {sum}, but there are {} ids (2^32 - 1 at the most)",
                     table.name,

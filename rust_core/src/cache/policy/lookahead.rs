@@ -92,12 +92,11 @@ impl Window {
         Some(self.mentions[(next - self.first) as usize].batch)
     }
 
-    /// The oldest mention, if it is of the running batch: its key, if the batch announced it and never used it.
-    fn oldest_of_running(&mut self) -> Option<Option<u64>> {
+    /// The key of the oldest mention, if that is of the running batch, and whether the batch never used it.
+    fn oldest_of_running(&self) -> Option<(u64, bool)> {
         let mention = self.mentions.front().filter(|mention| mention.batch == self.running)?;
-        let key = mention.key;
-        let unused = self.keys.get(&key).is_some_and(|&(first, _)| first == self.first);
-        Some(unused.then_some(key))
+        let unused = self.keys.get(&mention.key).is_some_and(|&(first, _)| first == self.first);
+        Some((mention.key, unused))
     }
 }
 
@@ -183,8 +182,8 @@ impl Policy for Lookahead {
 
     fn begin_batch(&mut self, slot_of: impl Fn(u64) -> Option<u32>) {
         // What the batch that ends announced and never used is listed under its next use.
-        while let Some(unused) = self.window.oldest_of_running() {
-            if let Some(key) = unused {
+        while let Some((key, unused)) = self.window.oldest_of_running() {
+            if unused {
                 let batch = self.window.use_now(key);
                 if let Some(slot) = slot_of(key) {
                     self.relist(slot, batch);
