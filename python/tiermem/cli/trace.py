@@ -133,7 +133,7 @@ def _synth(options: argparse.Namespace) -> int:
 
 def _part(text: str) -> tuple[int, int]:
     number, _, count = text.partition("/")
-    if not (number.isdigit() and count.isdigit()):
+    if not (number.isdecimal() and count.isdecimal() and text.isascii()):
         raise ConfigError(f'--part "{text}" is no part; write K/N, for example 1/4')
     return int(number), int(count)
 

@@ -17,6 +17,7 @@ __all__ = ["BLOCK_BYTES", "POLICIES", "AccessStream", "CurvePoint"]
 POLICIES = ("lru", "lfu", "clock", "s3fifo", "sieve", "lookahead", "auto", "random", "min")
 BLOCK_BYTES = 4096
 """What a block device reads at the least."""
+WINDOW_BATCHES_MAX = 253
 WINDOW_BATCHES = 100
 """What `lookahead` knows unless told otherwise."""
 
@@ -69,11 +70,17 @@ class AccessStream:
         sample_seed: int = 0,
         block_bytes: int = BLOCK_BYTES,
     ) -> None:
+        if sample_rate is not None and not 0 < sample_rate <= 1:
+            raise ConfigError(
+                f"a sampling rate of {sample_rate:g} is not a share; give one above 0, 1 at the most"
+            )
+        if block_bytes < 1 or block_bytes >= 2**32:
+            raise ConfigError(f"block_bytes is {block_bytes}; a block has from 1 to {2**32 - 1} bytes")
         config = {
             "tables": [] if tables is None else _numbers(path, tables),
             "dedupe": dedupe,
             "sample_rate": sample_rate,
-            "sample_seed": sample_seed,
+            "sample_seed": _seed(sample_seed),
             "block_bytes": block_bytes,
         }
         self.is_exact = sample_rate is None
@@ -116,11 +123,18 @@ class AccessStream:
                 raise ConfigError(
                     f"a cache of {size} rows is not possible; give it from 1 to {2**32 - 2} rows"
                 )
+        if not 0 <= window_batches <= WINDOW_BATCHES_MAX:
+            raise ConfigError(
+                f"a window of {window_batches} batches is too {'short' if window_batches < 0 else 'long'};"
+                f" give it from 0 to {WINDOW_BATCHES_MAX}"
+            )
         if policy == "lru":
             points = json.loads(self._inner.lru_points(list(rows)))
         else:
             points = [
-                json.loads(self._inner.replay_point(policy, size, window_batches=window_batches, seed=seed))
+                json.loads(
+                    self._inner.replay_point(policy, size, window_batches=window_batches, seed=_seed(seed))
+                )
                 for size in rows
             ]
         return [CurvePoint(policy=policy, **point) for point in points]
@@ -132,7 +146,15 @@ class AccessStream:
         return self._inner.replay_hits(policy, rows, window_batches=window_batches, seed=seed)
 
 
+def _seed(seed: int) -> int:
+    if not 0 <= seed < 2**64:
+        raise ConfigError(f"seed is {seed}; it is from 0 to {2**64 - 1}")
+    return seed
+
+
 def _numbers(path: str | os.PathLike[str], names: Sequence[str]) -> list[int]:
+    if not names or len(set(names)) < len(names):
+        raise ConfigError(f"tables are {list(names)}; name each once, and one at the least")
     known = [table.name for table in TraceReader(path).tables]
     for name in names:
         if name not in known:

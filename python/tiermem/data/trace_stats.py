@@ -94,7 +94,7 @@ def table_stats(path: str | os.PathLike[str]) -> list[TableStats]:
     for number, described in enumerate(reader.tables):
         of_bags = np.concatenate([*lengths[number], np.zeros(0, dtype=np.int64)])
         ids, count = int(of_bags.sum()), len(of_bags)
-        p50, p99 = (int(np.quantile(of_bags, q, method="lower")) if count else 0 for q in (0.5, 0.99))
+        p50, p99 = (int(np.quantile(of_bags, q, method="inverted_cdf")) if count else 0 for q in (0.5, 0.99))
         found.append(
             TableStats(
                 name=described.name,

@@ -2,8 +2,8 @@
 //!
 //! An entry counts until `capacity` others came after it. Time is the number of insertions in ticks of
 //! 1/256 of the capacity, so an entry may live up to 0.4 % longer. A bucket that is full loses its oldest
-//! entry; at the load of 4/5 that is used here, 3 % of the entries go early (Poisson, mean 12.8 of 16 places). Two keys are taken for
-//! each other with a probability of 3e-6 per look (12 entries of 22 bits).
+//! entry; at the load of 4/5 that is used here, 3 % of the entries go early (Poisson, mean 12.8 of 16 places). Two
+//! keys are taken for each other with a probability of 3e-6 per look (12 entries of 22 bits).
 
 use crate::rng;
 

@@ -197,8 +197,8 @@ impl SynthConfig {
                 if !(*reuse_mean >= 1.0 && reuse_mean.is_finite()) || lookups.iter().sum::<f64>() <= 0.0 {
                     return refuse(format!("a reuse of {reuse_mean} lookups per row is not possible; 1 at the least"));
                 }
-                if rows.is_empty() || rows.len() != lookups.len() || rows.len() > 40 {
-                    return refuse("rows and lookups are shares of the same bins, 40 at the most".into());
+                if rows.len() < 2 || rows.len() != lookups.len() || rows.len() > 40 {
+                    return refuse("rows and lookups are shares of the same bins, from 2 to 40 of them".into());
                 }
                 rows.iter().try_for_each(|&value| share("a share of rows", value))?;
                 lookups.iter().try_for_each(|&value| share("a share of lookups", value))

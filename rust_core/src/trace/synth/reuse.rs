@@ -33,19 +33,32 @@ impl ReuseTable {
         lookups_all: u64,
         key: u64,
     ) -> Result<Self> {
-        let share_sum: f64 = lookup_shares.iter().sum();
+        let lower_bound = |bin: usize| if bin == 0 { 0.0 } else { (1u64 << (bin - 1)) as f64 };
+        // Scaled down, a bin may have fewer lookups than one of its rows; the others share what it had.
+        let all: f64 = lookup_shares.iter().sum();
+        let is_possible = |bin: usize| lookup_shares[bin] / all * lookups_all as f64 > lower_bound(bin);
+        let possible: f64 =
+            (0..lookup_shares.len()).filter(|&bin| is_possible(bin)).map(|bin| lookup_shares[bin]).sum();
         let rows_all = lookups_all as f64 / reuse_mean;
         let mut starts = vec![0u64];
         let mut next = 0u64;
         let mut owed = 0.0;
         for (bin, (&row_share, &lookup_share)) in row_shares.iter().zip(lookup_shares).enumerate() {
-            let lower = if bin == 0 { 0.0 } else { (1u64 << (bin - 1)) as f64 };
+            if !is_possible(bin) {
+                continue;
+            }
+            let lower = lower_bound(bin);
             let upper = if bin + 1 == row_shares.len() { lower * LAST_BIN_SPAN } else { (1u64 << bin) as f64 };
             // What one bin could not place goes to the next one, so that the sum comes out.
-            let lookups = lookup_share / share_sum * lookups_all as f64 + owed;
+            let lookups = (lookup_share / possible * lookups_all as f64 + owed).max(0.0);
             let mean = if row_share > 0.0 { lookups / (row_share * rows_all) } else { lower * MEAN_OVER_LOWER };
             let mean = mean.clamp(lower + 1.0, upper);
-            let count = (lookups / mean).round();
+            // A whole number of rows, and then the mean that their lookups have, if it stays within the bin.
+            let mut count = (lookups / mean).round().max((lookups / upper).ceil());
+            if count == 1.0 && lookups <= lower {
+                count = 0.0;
+            }
+            let mean = if count > 0.0 { (lookups / count).clamp(lower + 1.0, upper) } else { mean };
             owed = lookups;
             let half_width = (mean - lower - 1.0).min(upper - mean);
             for row in 0..count as u64 {
