@@ -125,7 +125,9 @@ def _measure(runs: Mapping[Key, Callable[[], Outcome]], repetitions: int) -> dic
 
 def _rate_lines(rates: Mapping[Key, float], sizes: Sequence[int]) -> list[str]:
     """Beside the reference, which is of the whole trace."""
-    reference = json.loads((Path(__file__).parent / "scarab_reference_hit_rates.json").read_text())
+    reference = json.loads(
+        (Path(__file__).parents[2] / "tests" / "data" / "scarab_reference_hit_rates.json").read_text()
+    )
     rows = []
     for policy in POLICIES:
         cells = [policy]
