@@ -5,7 +5,7 @@ import contextlib
 import datetime
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,18 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table as RichTable
 
-from tiermem.errors import DeviceError
+from tiermem.errors import ConfigError, DeviceError
 from tiermem.report import Table
 from tiermem.results import write_text
 
-__all__ = ["Output", "add_output_options", "run_directory", "save_run", "say_how_it_ran"]
+__all__ = [
+    "Output",
+    "add_output_options",
+    "refuse_overwriting",
+    "run_directory",
+    "save_run",
+    "say_how_it_ran",
+]
 
 _LINE_EVERY_S = 5.0
 # A file or a pipe has no width; nothing is cut there.
@@ -34,6 +41,19 @@ def add_output_options(parser: argparse.ArgumentParser) -> None:
         help="write one JSON object to FILE; without FILE or with -, to standard output and nothing else",
     )
     parser.add_argument("--quiet", action="store_true", help="no progress")
+
+
+def refuse_overwriting(outputs: Sequence[str | None], inputs: Sequence[str]) -> None:
+    """Refuses an output that is one of the inputs, whatever the two are called.
+
+    Raises:
+        ConfigError: names the file.
+    """
+    for written in outputs:
+        for read in inputs:
+            both = written is not None and Path(written).exists() and Path(read).exists()
+            if written is not None and both and Path(written).samefile(read):
+                raise ConfigError(f"{written} is what is read here; give the output another name")
 
 
 class Output:

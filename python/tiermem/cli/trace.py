@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from tiermem.cli import trace_mrc, trace_stats
-from tiermem.cli.common import Output, add_output_options
+from tiermem.cli.common import Output, add_output_options, refuse_overwriting
 from tiermem.config import SynthConfig, available
+from tiermem.config.synth import StackDistanceLaw
 from tiermem.errors import ConfigError
 
 __all__ = ["add"]
@@ -101,6 +102,7 @@ def _import(options: argparse.Namespace) -> int:
     from tiermem.data.importers import ImportOptions, open_source  # noqa: PLC0415
     from tiermem.data.trace_file import write_trace  # noqa: PLC0415 (loads the extension)
 
+    refuse_overwriting([options.out, options.json], options.files)
     output = Output(options)
     how = ImportOptions(
         rows=options.rows,
@@ -125,6 +127,8 @@ def _synth(options: argparse.Namespace) -> int:
     output = Output(options)
     seed = [] if options.seed is None else [f"seed={options.seed}"]
     config = SynthConfig.load(options.config, [*options.overrides, *seed])
+    if isinstance(config.law, StackDistanceLaw):
+        refuse_overwriting([options.out], [config.law.like])
     totals = synthesize(config, options.out, part=_part(options.part))
     tables = TraceReader(options.out).tables
     _say(output, options.out, len(tables), sum(table.rows for table in tables), totals)

@@ -3,10 +3,12 @@
 import argparse
 import dataclasses
 import json
+import math
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tiermem.cli.common import Output, add_output_options
+from tiermem.cli.common import Output, add_output_options, refuse_overwriting
 from tiermem.errors import ConfigError
 from tiermem.report import Table, csv_text, save_plot
 from tiermem.report.trace_plots import miss_ratio_curves
@@ -71,7 +73,9 @@ def add(actions: "argparse._SubParsersAction[Any]") -> None:
 def _run(options: argparse.Namespace) -> int:
     from tiermem.data.access_stream import POLICIES  # noqa: PLC0415 (loads the extension)
     from tiermem.data.trace_file import TraceReader  # noqa: PLC0415
+    from tiermem.data.trace_stats import table_stats  # noqa: PLC0415
 
+    refuse_overwriting([options.csv, options.torchrec, options.json], [options.trace])
     output = Output(options)
     policies = options.policy.split(",")
     for policy in policies:
@@ -83,7 +87,8 @@ def _run(options: argparse.Namespace) -> int:
         None: _curve(options, chosen, policies)
     }
     if options.per_table and len(chosen) > 1:
-        curves |= {name: _curve(options, [name], policies) for name in chosen}
+        used = {table.name for table in table_stats(options.trace) if table.ids}
+        curves |= {name: _curve(options, [name], policies) for name in chosen if name in used}
     points = [
         {"table": name, **dataclasses.asdict(point)} for name, (_, found) in curves.items() for point in found
     ]
@@ -114,7 +119,7 @@ def _run(options: argparse.Namespace) -> int:
 def _curve(
     options: argparse.Namespace, tables: list[str], policies: list[str]
 ) -> "tuple[AccessStream, list[CurvePoint]]":
-    from tiermem.data.access_stream import AccessStream  # noqa: PLC0415 (loads the extension)
+    from tiermem.data.access_stream import SAMPLED_ROWS_MIN, AccessStream  # noqa: PLC0415 (loads the extension)
 
     stream = AccessStream(
         options.trace,
@@ -127,7 +132,11 @@ def _curve(
         raise ConfigError(
             f"{options.trace} has no accesses to {', '.join(tables[:10])}: there is nothing to cache"
         )
-    sizes = _sizes(options.rows, round(stream.distinct / (options.sample or 1)))
+    sizes = _sizes(options.rows, round(stream.distinct / stream.sample_rate))
+    if options.rows == _ROWS and not stream.is_exact:
+        # Sizes that nobody asked for by name, and that a sample cannot tell.
+        least = math.ceil(SAMPLED_ROWS_MIN / stream.sample_rate)
+        sizes = [size for size in sizes if size >= least] or [least]
     points = []
     for policy in policies:
         points += stream.curve(policy, sizes, window_batches=options.window_batches, seed=options.seed)
@@ -170,10 +179,17 @@ def _table(name: str | None, stream: "AccessStream", points: "list[CurvePoint]")
     return Table(f"{what}: {stream.accesses:,} accesses{how}", heads, rows)
 
 
-def _torchrec(options: argparse.Namespace, tables: list[str]) -> None:
-    from tiermem.data.trace_stats import torchrec_statistics  # noqa: PLC0415 (loads the extension)
+def _file_name(table: str, tables: "list[str | None]") -> str:
+    """A name of a table that is safe in a file name, and the only one of its kind."""
+    safe = re.sub(r"[^A-Za-z0-9._-]", "_", table)[:100]
+    return safe if safe == table else f"{safe}-{tables.index(table)}"
 
-    statistics = {name: torchrec_statistics(options.trace, name) for name in tables}
+
+def _torchrec(options: argparse.Namespace, tables: list[str]) -> None:
+    from tiermem.data.trace_stats import table_stats, torchrec_statistics  # noqa: PLC0415 (loads the extension)
+
+    known = table_stats(options.trace)
+    statistics = {name: torchrec_statistics(options.trace, name, tables=known) for name in tables}
     write_text(Path(options.torchrec), json.dumps(statistics, indent=1) + "\n")
 
 
@@ -193,7 +209,7 @@ def _plots(options: argparse.Namespace, curves: "dict[str | None, list[CurvePoin
 
         written += save_plot(
             Path(options.plots),
-            f"{trace}-mrc" if table is None else f"{trace}-{table}-mrc",
+            f"{trace}-mrc" if table is None else f"{trace}-{_file_name(table, list(curves))}-mrc",
             draw,
             ("policy", "rows", "miss_rate"),
             [(point.policy, point.rows, 1 - point.hit_rate) for point in points],

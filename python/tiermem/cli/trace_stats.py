@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from tiermem.cli.common import Output, add_output_options
+from tiermem.cli.common import Output, add_output_options, refuse_overwriting
 from tiermem.report import Table, save_plot
 from tiermem.report.trace_plots import access_cdf, distance_histogram
 from tiermem.units import format_bytes
@@ -36,6 +36,7 @@ def add(actions: "argparse._SubParsersAction[Any]") -> None:
 def _run(options: argparse.Namespace) -> int:
     from tiermem.data.trace_stats import stats_document  # noqa: PLC0415 (loads the extension)
 
+    refuse_overwriting([options.json], [options.trace])
     output = Output(options)
     document = stats_document(options.trace, per_table=options.per_table)
     output.result(f"{options.trace}: {document['origin']}")

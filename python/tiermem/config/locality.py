@@ -37,10 +37,10 @@ def read_locality_stats(path: Path) -> dict[str, LocalityStats]:
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise ConfigError(f"{path} is not a text file") from None
+    except (OSError, ValueError) as error:
+        if isinstance(error, UnicodeDecodeError):
+            raise ConfigError(f"{path} is not a text file") from None
+        raise ConfigError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
     starts = [number for number, line in enumerate(lines) if line.endswith(".pt")]
     if not starts:
         raise ConfigError(f"{path} has no line with the name of a batch (NAME.pt)")
@@ -60,11 +60,11 @@ def _one(lines: list[str]) -> LocalityStats | None:
     shares: list[float] = []
     for line in lines:
         label, _, value = line.partition(": ")
-        if label in ("Avg # of indices", "Avg # of unique cols") and value.isdigit():
+        if label in ("Avg # of indices", "Avg # of unique cols") and value.isdecimal() and value.isascii():
             numbers[label] = int(value)
         if match := _BIN.match(line):
             shares.append(float(match[3]))
-    if len(numbers) != 2 or len(shares) != 2 * len(REUSE_BINS):
+    if len(numbers) != 2 or 0 in numbers.values() or len(shares) != 2 * len(REUSE_BINS):
         return None
     return LocalityStats(
         lines[0].removesuffix(".pt"),

@@ -33,9 +33,9 @@ Share = Annotated[float, Field(ge=0, le=1)]
 class Skew(Config):
     """How popular rows are: heavy hitters, and Zipf-Mandelbrot for the others: (rank + shift) ^ -exponent."""
 
-    exponent: float = Field(default=1.0, ge=0)
+    exponent: float = Field(default=1.0, ge=0, le=1e3)
     """0: all rows alike."""
-    shift: float = Field(default=0.0, ge=0)
+    shift: float = Field(default=0.0, ge=0, le=1e9)
     """Flattens the head."""
     heavy_hitters: tuple[Share, ...] = ()
     """Probabilities of the hottest rows."""
@@ -58,13 +58,13 @@ class StackDistanceLaw(Config):
 
 
 class DriftLaw(Config):
-    """Working sets whose rows are replaced, and rows that come once."""
+    """Working sets whose rows are replaced, and accesses to any row, most of which come once."""
 
     kind: Literal["drift"]
     skew: Skew = Skew()
     """Popularity within the working set."""
     working_set: Share = 0.1
-    """Share of a table's rows that is in the working set."""
+    """Share of a table's rows that is in the working set; up to half of them if rows are replaced."""
     turnover: Share = 0.01
     """Share of the working set that is replaced in each batch."""
     once: Share = 0.0
@@ -172,9 +172,10 @@ class SynthConfig(Config):
         path = resolve("traces", name_or_path)
         values: dict[str, Any] = merge_overrides(load_toml(path), overrides)
         config = cls.from_mapping(values, where=path.name)
-        beside = path.parent / config.law.stats if isinstance(config.law, ReuseLaw) else path
-        if isinstance(config.law, ReuseLaw) and beside.is_file():
-            return config.replace(law=config.law.replace(stats=str(beside)))
+        if isinstance(config.law, ReuseLaw) and "\0" not in config.law.stats:
+            beside = path.parent / config.law.stats
+            if beside.is_file():
+                return config.replace(law=config.law.replace(stats=str(beside)))
         return config
 
     def all_tables(self) -> tuple[SynthTable, ...]:

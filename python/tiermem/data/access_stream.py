@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 from collections.abc import Sequence
 
@@ -17,6 +18,8 @@ __all__ = ["BLOCK_BYTES", "POLICIES", "AccessStream", "CurvePoint"]
 POLICIES = ("lru", "lfu", "clock", "s3fifo", "sieve", "lookahead", "auto", "random", "min")
 BLOCK_BYTES = 4096
 """What a block device reads at the least."""
+SAMPLED_ROWS_MIN = 10
+"""The least that a cache may have in a sample: fewer say little of what 1/R times as many do."""
 WINDOW_BATCHES_MAX = 253
 WINDOW_BATCHES = 100
 """What `lookahead` knows unless told otherwise."""
@@ -44,7 +47,7 @@ class CurvePoint:
 
 
 class AccessStream:
-    """Accesses of some tables of a trace, in order, in memory: 16 bytes each.
+    """Accesses of some tables of a trace, in order, in memory: 16 bytes each, 24 in a sample.
 
     Args:
         path: a trace file.
@@ -84,8 +87,11 @@ class AccessStream:
             "block_bytes": block_bytes,
         }
         self.is_exact = sample_rate is None
+        self.sample_rate = 1.0 if sample_rate is None else sample_rate
         self._inner = _core.AccessStream(os.fspath(path), json.dumps(config))
         self.sampled_accesses, self.accesses, self.distinct = self._inner.sizes()
+        if self.accesses and not self.sampled_accesses:
+            raise ConfigError(f"a sample of {self.sample_rate:g} has none of the accesses; sample more")
 
     def counts(self) -> npt.NDArray[np.uint32]:
         """Accesses of each row, uint32 [distinct], in order of first appearance."""
@@ -118,16 +124,7 @@ class AccessStream:
         """
         if policy not in POLICIES:
             raise ConfigError(f'"{policy}" is not a policy; choose of {", ".join(POLICIES)}')
-        for size in rows:
-            if not 0 < size < 2**32 - 1:
-                raise ConfigError(
-                    f"a cache of {size} rows is not possible; give it from 1 to {2**32 - 2} rows"
-                )
-        if not 0 <= window_batches <= WINDOW_BATCHES_MAX:
-            raise ConfigError(
-                f"a window of {window_batches} batches is too {'short' if window_batches < 0 else 'long'};"
-                f" give it from 0 to {WINDOW_BATCHES_MAX}"
-            )
+        self._check(rows, window_batches)
         if policy == "lru":
             points = json.loads(self._inner.lru_points(list(rows)))
         else:
@@ -143,7 +140,26 @@ class AccessStream:
         self, policy: str, rows: int, *, window_batches: int = WINDOW_BATCHES, seed: int = 0
     ) -> int:
         """Hits of one replay and nothing else: what the cache costs by itself."""
-        return self._inner.replay_hits(policy, rows, window_batches=window_batches, seed=seed)
+        self._check([rows], window_batches)
+        return self._inner.replay_hits(policy, rows, window_batches=window_batches, seed=_seed(seed))
+
+    def _check(self, sizes: Sequence[int], window_batches: int) -> None:
+        for size in sizes:
+            if not 0 < size < 2**32 - 1:
+                raise ConfigError(
+                    f"a cache of {size} rows is not possible; give it from 1 to {2**32 - 2} rows"
+                )
+            if not self.is_exact and size * self.sample_rate < SAMPLED_ROWS_MIN:
+                least = math.ceil(SAMPLED_ROWS_MIN / self.sample_rate)
+                raise ConfigError(
+                    f"a cache of {size} rows is {size * self.sample_rate:.2g} rows of a sample of"
+                    f" {self.sample_rate:g}; give it {least} rows at the least, or sample more"
+                )
+        if not 0 <= window_batches <= WINDOW_BATCHES_MAX:
+            raise ConfigError(
+                f"a window of {window_batches} batches is too {'short' if window_batches < 0 else 'long'};"
+                f" give it from 0 to {WINDOW_BATCHES_MAX}"
+            )
 
 
 def _seed(seed: int) -> int:

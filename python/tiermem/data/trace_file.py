@@ -12,6 +12,7 @@ import numpy as np
 
 from tiermem import _core
 from tiermem.data.accesses import Bags, Batch, Source, TraceTable
+from tiermem.errors import InputError
 
 __all__ = ["TraceReader", "TraceTotals", "TraceWriter", "write_trace"]
 
@@ -49,7 +50,13 @@ class TraceWriter:
     """
 
     def __init__(self, path: str | os.PathLike[str], tables: tuple[TraceTable, ...], *, origin: str) -> None:
-        described = {"tables": [dataclasses.asdict(table) for table in tables], "origin": origin}
+        described = {
+            "tables": [
+                {"name": table.name, "rows": int(table.rows), "row_bytes": int(table.row_bytes)}
+                for table in tables
+            ],
+            "origin": origin,
+        }
         self.tables = tables
         self._inner = _core.TraceWriter(os.fspath(path), json.dumps(described))
 
@@ -118,4 +125,8 @@ def write_trace(path: str | os.PathLike[str], source: Source, *, origin: str) ->
 
 
 def _bytes(values: np.typing.NDArray[np.int64]) -> np.typing.NDArray[np.uint8]:
+    if values.dtype.kind not in "iu":
+        raise InputError(
+            f"lengths and ids are integers, not {values.dtype}; convert them with .astype(np.int64)"
+        )
     return np.ascontiguousarray(values, dtype=np.int64).view(np.uint8)

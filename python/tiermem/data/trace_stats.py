@@ -108,7 +108,7 @@ def table_stats(path: str | os.PathLike[str]) -> list[TableStats]:
                 pooling_p99=p99,
                 pooling_max=int(of_bags.max(initial=0)),
                 distinct_per_batch_mean=float(distinct[number]) / max(1, batches),
-                duplicate_share=1 - float(distinct[number]) / max(1, ids),
+                duplicate_share=1 - float(distinct[number]) / ids if ids else 0.0,
             )
         )
     return found
@@ -150,9 +150,19 @@ def stream_stats(path: str | os.PathLike[str], tables: Sequence[str] | None = No
 
 
 def torchrec_statistics(
-    path: str | os.PathLike[str], table: str, bins: int = _TORCHREC_BINS
+    path: str | os.PathLike[str],
+    table: str,
+    bins: int = _TORCHREC_BINS,
+    *,
+    tables: Sequence[TableStats] | None = None,
 ) -> dict[str, Any]:
     """Statistics of one table in the shape of TorchRec's `EmbeddingOffloadStats`.
+
+    Args:
+        path: a trace.
+        table: name of the table.
+        bins: parts of the table's height.
+        tables: what `table_stats` gave for the trace, where it is known.
 
     Returns:
         `cacheability`: area under the miss-ratio curve over load factors 0 to 1, first accesses left out;
@@ -160,7 +170,7 @@ def torchrec_statistics(
         distance in equal parts of the table's height; `height`: rows of the table.
     """
     stream = AccessStream(path, tables=[table], dedupe=True)
-    (stats,) = (each for each in table_stats(path) if each.name == table)
+    (stats,) = (each for each in tables or table_stats(path) if each.name == table)
     distances, _ = stream.stack_distances()
     places = np.arange(len(distances)) * bins // stats.rows
     histogram = (

@@ -99,7 +99,18 @@ impl TraceReader {
 #[pyfunction]
 pub(crate) fn synthesize_trace(py: Python<'_>, config_json: &str, origin: &str, path: PathBuf) -> PyResult<String> {
     let config: trace::SynthConfig = parse_json("generator", config_json)?;
-    py.detach(|| trace::synthesize(&config, origin, &path)).map(|totals| json(&totals)).map_err(to_python)
+    // A signal handler that raises ends it; nothing of the trace is left then.
+    let mut raised = None;
+    #[expect(clippy::redundant_closure_for_method_calls, reason = "the method is not general enough in its lifetime")]
+    let go_on = || match Python::attach(|py| py.check_signals()) {
+        Ok(()) => true,
+        Err(error) => {
+            raised = Some(error);
+            false
+        }
+    };
+    let totals = py.detach(|| trace::synthesize(&config, origin, &path, go_on));
+    raised.map_or_else(|| totals.map(|totals| json(&totals)).map_err(to_python), Err)
 }
 
 #[derive(Deserialize)]

@@ -68,6 +68,11 @@ impl<P: Policy> RowCache<P> {
         self.index.get(&self.keys, key).is_some()
     }
 
+    /// The key in a slot that is in use.
+    pub fn key(&self, slot: u32) -> u64 {
+        self.keys[slot as usize]
+    }
+
     /// The policy, to ask it about itself.
     pub fn policy(&self) -> &P {
         &self.policy

@@ -62,7 +62,6 @@ impl AccessStream {
         let mut levels = vec![Tally::default(); sizes.len() + 1];
         let mut stack = RecencyStack::new(self.distinct());
         let mut blocks = BlockLevels::new(self.block_count);
-        let half = self.len() / 2;
         let mut start = 0;
         for &end in &self.batch_ends {
             for position in start..end {
@@ -72,7 +71,7 @@ impl AccessStream {
                     None => sizes.len(),
                 };
                 levels[level].hits += 1;
-                levels[level].late_hits += u64::from(position >= half);
+                levels[level].late_hits += u64::from(self.is_late(position));
                 levels[level].missed_row_bytes += u64::from(self.row_bytes[row as usize]);
                 blocks.add(self.blocks[row as usize], level as u32);
             }
@@ -103,14 +102,13 @@ impl AccessStream {
         let mut tally = Tally::default();
         let mut stamps = vec![u32::MAX; self.block_count];
         let mut batch = 0usize;
-        let half = self.len() / 2;
         self.replay(config, |position, hit| {
-            if position == self.batch_ends[batch] {
+            while position == self.batch_ends[batch] {
                 batch += 1;
             }
             if hit {
                 tally.hits += 1;
-                tally.late_hits += u64::from(position >= half);
+                tally.late_hits += u64::from(self.is_late(position));
             } else {
                 let row = self.rows[position] as usize;
                 tally.missed_row_bytes += u64::from(self.row_bytes[row]);
@@ -164,7 +162,7 @@ impl AccessStream {
         for (position, &key) in self.keys.iter().enumerate() {
             let number = self.numbers_in_all[position];
             let since = newcomer.filter(|&(waiting, _)| waiting == key).map(|(_, since)| since);
-            let gone = since.is_some_and(|since| (number - since) * misses >= position as u64);
+            let gone = since.is_some_and(|since| u128::from(number - since) * u128::from(misses) >= position as u128);
             let hit = !gone && cache.access(key).is_hit();
             if gone || (!hit && cache.len() == rows && cache.policy().has_lone_newcomer()) {
                 newcomer = Some((key, number));
@@ -177,14 +175,35 @@ impl AccessStream {
         Ok(())
     }
 
+    /// Whether the access is in the second half of the whole stream.
+    fn is_late(&self, position: usize) -> bool {
+        let number = self.numbers_in_all.get(position).copied().unwrap_or(position as u64);
+        number >= self.accesses_all / 2
+    }
+
     fn scaled(&self, rows: usize) -> usize {
         // A size of 0 stays 0, for the cache to refuse.
         self.sample.map_or(rows, |Sample { rate, .. }| ((rows as f64 * rate).round() as usize).max(rows.min(1)))
     }
 
+    /// The bytes of an average row that misses, as often as the corrected hit rate says.
+    fn missed_bytes(&self, tally: Tally, hit_rate: f64) -> u64 {
+        let misses = self.len() as u64 - tally.hits;
+        if misses == 0 {
+            return 0;
+        }
+        let row_bytes = tally.missed_row_bytes as f64 / misses as f64;
+        ((1.0 - hit_rate) * self.accesses_all as f64 * row_bytes).round() as u64
+    }
+
     fn point(&self, rows: u64, tally: Tally) -> CurvePoint {
         let rate = self.sample.map_or(1.0, |sample| sample.rate);
-        let late = (self.len() - self.len() / 2) as f64;
+        let late_all = (self.accesses_all - self.accesses_all / 2) as f64 * rate;
+        let half = self.accesses_all / 2;
+        let late = match self.sample {
+            Some(_) => self.len() - self.numbers_in_all.partition_point(|&number| number < half),
+            None => self.len() - half as usize,
+        } as f64;
         let seen = self.len() as f64;
         let expected = self.accesses_all as f64 * rate;
         let share = |hits: u64, seen: f64, expected: f64| {
@@ -197,8 +216,8 @@ impl AccessStream {
             accesses: self.accesses_all,
             hits: if exact { tally.hits } else { (hit_rate * self.accesses_all as f64).round() as u64 },
             hit_rate,
-            hit_rate_second_half: share(tally.late_hits, late, if exact { late } else { expected / 2.0 }),
-            missed_row_bytes: (tally.missed_row_bytes as f64 / rate) as u64,
+            hit_rate_second_half: share(tally.late_hits, late, late_all),
+            missed_row_bytes: if exact { tally.missed_row_bytes } else { self.missed_bytes(tally, hit_rate) },
             missed_block_bytes: exact.then_some(tally.missed_blocks * self.block_bytes),
             sample_rate: rate,
         }

@@ -29,7 +29,7 @@ pub const TRACE_ROWS_MAX: u64 = 1 << 40;
 /// Tables that a trace may have.
 pub const TRACE_TABLES_MAX: usize = 1 << 20;
 
-/// Bags that a table may have in one batch.
+/// Bags that a batch may have, those of all tables together.
 pub const TRACE_BAGS_MAX: usize = 1 << 26;
 
 /// What a trace says of itself.

@@ -32,11 +32,12 @@ impl TraceReader {
     /// another version.
     pub fn open(path: &Path) -> Result<Self> {
         let failed = |error| Error::io("opening a trace", error).with_context("path", path.display());
-        let file = File::open(path).map_err(failed)?;
-        let metadata = file.metadata().map_err(failed)?;
+        // Before it is opened: opening a pipe would wait for a writer.
+        let metadata = std::fs::metadata(path).map_err(failed)?;
         if !metadata.is_file() {
             return Err(Error::new(ErrorKind::Config, format!("{} is not a file", path.display())));
         }
+        let file = File::open(path).map_err(failed)?;
         let mut reader = Self {
             description: Description { tables: Vec::new(), origin: String::new() },
             file: BufReader::with_capacity(1 << 20, file),
@@ -54,11 +55,6 @@ impl TraceReader {
     /// The tables and the origin.
     pub fn description(&self) -> &Description {
         &self.description
-    }
-
-    /// What was read so far.
-    pub fn totals(&self) -> Totals {
-        self.totals
     }
 
     /// Reads the next batch into `batch`; gives whether there was one.
@@ -133,8 +129,10 @@ impl TraceReader {
     fn decode(&mut self, payload: &[u8], batch: &mut Vec<Bags>) -> Option<bool> {
         batch.resize_with(self.description.tables.len(), Bags::default);
         let mut rest = payload;
+        let mut bags_left = TRACE_BAGS_MAX;
         for (table, bags) in self.description.tables.iter().zip(batch.iter_mut()) {
-            rest = decode_bags(table, rest, bags)?;
+            rest = decode_bags(table, rest, bags_left, bags)?;
+            bags_left -= bags.lengths.len();
             self.totals.bags += bags.lengths.len() as u64;
             self.totals.ids += bags.ids.len() as u64;
         }
@@ -178,10 +176,10 @@ fn take<'a>(rest: &mut &'a [u8], bytes: usize) -> Option<&'a [u8]> {
 }
 
 /// The bags of one table; gives what follows them.
-fn decode_bags<'a>(table: &TraceTable, mut rest: &'a [u8], bags: &mut Bags) -> Option<&'a [u8]> {
+fn decode_bags<'a>(table: &TraceTable, mut rest: &'a [u8], bags_max: usize, bags: &mut Bags) -> Option<&'a [u8]> {
     let head = take(&mut rest, 9)?;
     let (count, ids) = (u32_at(head, 1) as usize, u32_at(head, 5) as usize);
-    if count > TRACE_BAGS_MAX {
+    if count > bags_max {
         return None;
     }
     bags.lengths.clear();

@@ -3,6 +3,9 @@
 /// Ids that were never used.
 const NEVER: u32 = u32::MAX;
 
+/// Ids that a stack can hold: times are 32-bit numbers.
+pub(super) const IDS_MAX: usize = 1 << 30;
+
 /// Ids `0..count` in order of use. `touch` and `at_depth` take time in the logarithm of the number of ids.
 ///
 /// Each used id has a mark at the time of its last use; how deep it lies is the number of marks after its own.
@@ -22,7 +25,7 @@ pub struct RecencyStack {
 impl RecencyStack {
     /// Nothing was used yet. At most 2^30 ids.
     pub fn new(ids: usize) -> Self {
-        assert!(ids <= 1 << 30, "times are 32-bit numbers");
+        assert!(ids <= IDS_MAX, "callers check the number of ids");
         let words = (2 * ids).div_ceil(64).max(1);
         Self {
             time_of: vec![NEVER; ids],

@@ -197,15 +197,18 @@ impl<'a> Loader<'a> {
             self.add_table(table, row_bytes, &batch[table].ids);
         }
         let len = self.stream.keys.len();
-        if len >= NEVER as usize {
+        if len >= NEVER as usize || self.stream.row_bytes.len() > super::recency::IDS_MAX {
             return Err(Error::new(
                 ErrorKind::Capacity,
-                format!("more than {NEVER} accesses do not fit; look at fewer tables, or at a sample"),
+                format!(
+                    "more than {} accesses or {} rows do not fit; look at fewer tables, or at a sample",
+                    NEVER - 1,
+                    super::recency::IDS_MAX
+                ),
             ));
         }
-        if self.stream.batch_ends.last().copied().unwrap_or(0) < len {
-            self.stream.batch_ends.push(len);
-        }
+        // A batch without any of these accesses is a batch still: lookahead counts them.
+        self.stream.batch_ends.push(len);
         Ok(())
     }
 

@@ -29,7 +29,6 @@ impl TraceWriter {
     ///
     /// `Config` if the description is not possible, `Io` if the folder cannot be written.
     pub fn create(path: &Path, description: Description) -> Result<Self> {
-        static SERIAL: AtomicU64 = AtomicU64::new(0);
         description.check()?;
         let text = serde_json::to_vec(&description)
             .ok()
@@ -37,16 +36,11 @@ impl TraceWriter {
             .ok_or_else(|| Error::new(ErrorKind::Config, "the description of the trace is longer than 64 MiB"))?;
         // A link is followed, as when the file is opened to be read.
         let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_path_buf());
-        let name = path
-            .file_name()
-            .filter(|_| !path.is_dir())
-            .ok_or_else(|| Error::new(ErrorKind::Config, format!("{} is not the name of a file", path.display())))?;
-        let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
-        let mut hidden = std::ffi::OsString::from(".");
-        hidden.push(name);
-        hidden.push(format!(".{}-{serial}", std::process::id()));
-        let temporary = path.with_file_name(hidden);
-        let file = File::create_new(&temporary)
+        if path.file_name().is_none() || fs::metadata(&path).is_ok_and(|found| !found.is_file()) {
+            let text = format!("{} is not a file; a trace is renamed into its place when it is whole", path.display());
+            return Err(Error::new(ErrorKind::Config, text));
+        }
+        let (temporary, file) = create_hidden(&path)
             .map_err(|error| Error::io("creating a trace", error).with_context("path", path.display()))?;
         let mut writer = Self {
             description,
@@ -64,16 +58,6 @@ impl TraceWriter {
         head.extend(crc.to_le_bytes());
         writer.put(&head)?;
         Ok(writer)
-    }
-
-    /// The tables and the origin.
-    pub fn description(&self) -> &Description {
-        &self.description
-    }
-
-    /// What was written so far.
-    pub fn totals(&self) -> Totals {
-        self.totals
     }
 
     /// Adds one batch: the bags of each table, in the order of the tables.
@@ -122,15 +106,12 @@ impl TraceWriter {
                 self.description.tables.len()
             ));
         }
+        let bags: usize = batch.iter().map(|bags| bags.lengths.len()).sum();
+        if bags > TRACE_BAGS_MAX {
+            return refuse(format!("a batch has {bags} bags, {TRACE_BAGS_MAX} at the most; make smaller batches"));
+        }
         for (table, bags) in self.description.tables.iter().zip(batch) {
             let sum: u64 = bags.lengths.iter().map(|&length| u64::from(length)).sum();
-            if bags.lengths.len() > TRACE_BAGS_MAX {
-                return refuse(format!(
-                    "table \"{}\" has {} bags in one batch, {TRACE_BAGS_MAX} at the most; make smaller batches",
-                    table.name,
-                    bags.lengths.len()
-                ));
-            }
             if sum != bags.ids.len() as u64 || sum > u64::from(u32::MAX) {
                 return refuse(format!(
                     "the lengths of table \"{}\" add up to {sum}, but there are {} ids (2^32 - 1 at the most)",
@@ -167,10 +148,30 @@ impl TraceWriter {
         self.put(payload)
     }
 
+    /// After a failure nothing more is written, since what was is not whole.
     fn put(&mut self, bytes: &[u8]) -> Result<()> {
-        let Some(file) = &mut self.file else { return Ok(()) };
-        file.write_all(bytes)
-            .map_err(|error| Error::io("writing a trace", error).with_context("path", self.path.display()))
+        let Some(file) = &mut self.file else {
+            let text = "an earlier write of this trace failed; begin again";
+            return Err(Error::new(ErrorKind::Closed, text).with_context("path", self.path.display()));
+        };
+        let written = file.write_all(bytes);
+        written.map_err(|error| {
+            self.file = None;
+            Error::io("writing a trace", error).with_context("path", self.path.display())
+        })
+    }
+}
+
+/// A new file beside `path`. What a run that was killed left behind keeps its name; another one is taken.
+fn create_hidden(path: &Path) -> std::io::Result<(PathBuf, File)> {
+    static SERIAL: AtomicU64 = AtomicU64::new(0);
+    loop {
+        let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
+        let hidden = path.with_file_name(format!(".tmtrace-{}-{serial}", std::process::id()));
+        match File::create_new(&hidden) {
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+            made => return made.map(|file| (hidden, file)),
+        }
     }
 }
 

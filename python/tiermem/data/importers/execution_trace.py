@@ -120,7 +120,7 @@ def _nodes(path: Path) -> list[dict[str, Any]]:
         contents = file.read()
     try:
         trace = json.loads(contents)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CorruptionError(
             f"{path} is no JSON ({error}); it is complete only after unregister_callback() of the observer"
         ) from None
@@ -128,7 +128,7 @@ def _nodes(path: Path) -> list[dict[str, Any]]:
         nodes = trace["nodes"]
         names = [node["name"] for node in nodes]
         calls = sorted((node for node in nodes if node["name"] == _CALL), key=lambda node: int(node["id"]))
-    except (LookupError, TypeError, ValueError):
+    except (LookupError, TypeError, ValueError, OverflowError):
         raise InputError(f'{path} has no "nodes" with "id" and "name"; it is no execution trace') from None
     if not calls:
         others = sorted({str(name) for name in names if "embedding" in str(name)})

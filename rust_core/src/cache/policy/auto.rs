@@ -46,13 +46,13 @@ struct Shadow {
 impl Auto {
     /// For `capacity` slots, at least one. Begins as s3fifo, which takes longest to recover from the rows of another.
     pub fn new(capacity: usize) -> Self {
-        let rows = capacity.min(SHADOW_ROWS);
+        let rows = capacity.clamp(1, SHADOW_ROWS);
         let shadows = Candidate::KINDS.iter().map(|&kind| Shadow {
             cache: RowCache::new(rows, Candidate::new(kind, rows)).expect("a capacity that fits, divided"),
             hits: 0,
             score: 0.0,
         });
-        let sample_below = if rows == capacity { u64::MAX } else { (((rows as u128) << 64) / capacity as u128) as u64 };
+        let sample_below = if rows >= capacity { u64::MAX } else { (((rows as u128) << 64) / capacity as u128) as u64 };
         Self {
             capacity,
             at_work: 0,

@@ -111,12 +111,6 @@ impl Lookahead {
         }
     }
 
-    /// Bytes of the announced window, apart from the metadata of the cached rows.
-    pub fn window_bytes(&self) -> usize {
-        self.window.mentions.capacity() * size_of::<Mention>()
-            + self.window.keys.capacity() * (size_of::<(u64, (u64, u64))>() + 1)
-    }
-
     fn list_of_batch(batch: Option<u32>) -> u8 {
         batch.map_or(UNKNOWN, |batch| (batch % RING) as u8)
     }

@@ -28,7 +28,8 @@ pub use sieve::Sieve;
 /// and not admitted again before it was evicted; `keys[slot]` holds the key of every admitted slot. A new
 /// key is admitted after room was made for it, so a policy never sees more slots than its capacity.
 /// Implementer: all of it is a function of the calls and of the seed, never of time or of an address; no call
-/// but `announce` and `coldest_first` allocates, and metadata stays within the bound of the store contract.
+/// but `announce`, `coldest_first` and a take-over of `auto` allocates, and metadata stays within the bound of
+/// the store contract.
 pub trait Policy {
     /// A key came in and lives in `slot`.
     fn admit(&mut self, slot: u32, key: u64);

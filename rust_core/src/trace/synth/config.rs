@@ -76,7 +76,7 @@ pub enum Law {
         working_set: f64,
         /// Share of the working set that is replaced in each batch.
         turnover: f64,
-        /// Share of accesses that go to rows which come once.
+        /// Share of accesses that go to any row of the table, most of which are asked for once.
         once: f64,
     },
     /// One drawn id per bag; the others are a function of it.
@@ -115,6 +115,11 @@ pub enum Law {
     },
 }
 
+/// A random draw is keyed by the bag and its place in it, 20 bits of which are the place.
+const BAGS_MAX: u64 = 1 << 40;
+/// Beyond it the ranks of the law cannot be told apart in double precision.
+const SHIFT_MAX: f64 = 1e9;
+
 fn refuse<T>(text: String) -> Result<T> {
     Err(Error::new(ErrorKind::Config, text))
 }
@@ -126,9 +131,9 @@ impl Skew {
         if !valid {
             return refuse(format!("heavy_hitters are probabilities that add up to 1 at the most, not to {hot}"));
         }
-        for (name, value) in [("exponent", self.exponent), ("shift", self.shift)] {
-            if !(value >= 0.0 && value.is_finite()) {
-                return refuse(format!("{name} is {value}; it is a finite number and not negative"));
+        for (name, value, most) in [("exponent", self.exponent, 1e3), ("shift", self.shift, SHIFT_MAX)] {
+            if !(0.0..=most).contains(&value) {
+                return refuse(format!("{name} is {value}; it is from 0 to {most}"));
             }
         }
         Ok(())
@@ -144,6 +149,12 @@ impl SynthConfig {
     pub fn check(&self) -> Result<()> {
         if self.tables.is_empty() || self.bags_per_batch == 0 {
             return refuse("a trace needs tables, and batches with at least one bag".into());
+        }
+        if self.batches.saturating_mul(u64::from(self.bags_per_batch)) > BAGS_MAX {
+            return refuse(format!(
+                "{} batches of {} bags are more than 2^40 bags; make fewer",
+                self.batches, self.bags_per_batch
+            ));
         }
         if self.first_batch >= self.end_batch || self.end_batch > self.batches || self.batches > 1 << 40 {
             return refuse(format!(
@@ -171,6 +182,11 @@ impl SynthConfig {
                 share("working_set", *working_set)?;
                 share("turnover", *turnover)?;
                 share("once", *once)?;
+                if *turnover > 0.0 && *working_set > 0.5 {
+                    return refuse(format!(
+                        "working_set is {working_set}; rows are replaced by others only up to half of the table"
+                    ));
+                }
                 skew.check()
             }
             Law::Session { skew, samples, repeated } => {

@@ -20,15 +20,15 @@ use self::tokens::TokenLaw;
 use self::zipf::{below, unit};
 use super::format::{Bags, Description, Totals};
 use super::writer::TraceWriter;
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::rng;
 
-/// Writes a generated trace.
+/// Writes a generated trace; before each batch `go_on` is asked whether to.
 ///
 /// # Errors
 ///
 /// `Config` names what is not possible; those of [`TraceWriter`] and, for `stack-distance`, of the other trace.
-pub fn synthesize(config: &SynthConfig, origin: &str, path: &Path) -> Result<Totals> {
+pub fn synthesize(config: &SynthConfig, origin: &str, path: &Path, mut go_on: impl FnMut() -> bool) -> Result<Totals> {
     config.check()?;
     let description = Description { tables: config.trace_tables(), origin: origin.to_string() };
     description.check()?;
@@ -39,6 +39,9 @@ pub fn synthesize(config: &SynthConfig, origin: &str, path: &Path) -> Result<Tot
     // What has a memory must see every batch from the first one on.
     let begin = if matches!(config.law, Law::StackDistance { .. }) { 0 } else { config.first_batch };
     for number in begin..config.end_batch {
+        if !go_on() {
+            return Err(Error::new(ErrorKind::Closed, "generating the trace was interrupted; nothing was left behind"));
+        }
         for (generator, bags) in generators.iter_mut().zip(&mut batch) {
             generator.batch(number, bags);
         }

@@ -54,11 +54,17 @@ impl ReuseTable {
             let mean = if row_share > 0.0 { lookups / (row_share * rows_all) } else { lower * MEAN_OVER_LOWER };
             let mean = mean.clamp(lower + 1.0, upper);
             // A whole number of rows, and then the mean that their lookups have, if it stays within the bin.
-            let mut count = (lookups / mean).round().max((lookups / upper).ceil());
-            if count == 1.0 && lookups <= lower {
-                count = 0.0;
-            }
+            let count = if lookups > lower { (lookups / mean).round().max((lookups / upper).ceil()) } else { 0.0 };
             let mean = if count > 0.0 { (lookups / count).clamp(lower + 1.0, upper) } else { mean };
+            if starts.len() as f64 + count > rows as f64 + 1.0 {
+                return Err(Error::new(
+                    ErrorKind::Config,
+                    format!(
+                        "{lookups_all} lookups with this reuse go to {rows_all:.0} rows, but the table has {rows}; \
+                         give it more rows or fewer lookups"
+                    ),
+                ));
+            }
             owed = lookups;
             let half_width = (mean - lower - 1.0).min(upper - mean);
             for row in 0..count as u64 {
@@ -70,12 +76,9 @@ impl ReuseTable {
                 starts.push(next);
             }
         }
-        let used = starts.len() as u64 - 1;
-        if used > rows || used == 0 {
-            return Err(Error::new(
-                ErrorKind::Config,
-                format!("{lookups_all} lookups with this reuse go to {used} rows, but the table has {rows}"),
-            ));
+        if next == 0 {
+            let text = format!("{lookups_all} lookups are too few for this histogram of reuse; make more batches");
+            return Err(Error::new(ErrorKind::Config, text));
         }
         Ok(Self {
             starts,
