@@ -149,7 +149,7 @@ class AccessStream:
                 raise ConfigError(
                     f"a cache of {size} rows is not possible; give it from 1 to {2**32 - 2} rows"
                 )
-            if not self.is_exact and size * self.sample_rate < SAMPLED_ROWS_MIN:
+            if self.sample_rate < 1 and size * self.sample_rate < SAMPLED_ROWS_MIN:
                 least = math.ceil(SAMPLED_ROWS_MIN / self.sample_rate)
                 raise ConfigError(
                     f"a cache of {size} rows is {size * self.sample_rate:.2g} rows of a sample of"

@@ -9,7 +9,7 @@ import numpy as np
 from tiermem import _core
 from tiermem.config.synth import NgramLaw, ReuseLaw, StackDistanceLaw, SynthConfig, SynthTable
 from tiermem.data.trace_file import TraceReader, TraceTotals
-from tiermem.errors import ConfigError
+from tiermem.errors import ConfigError, InputError
 
 __all__ = ["synthesize"]
 
@@ -79,6 +79,8 @@ def _tables_like(config: SynthConfig, law: StackDistanceLaw) -> tuple[SynthTable
     for batch in other:
         bags += [len(each.lengths) for each in batch]
         ids += [len(each.ids) for each in batch]
+    if not ids.any():
+        raise InputError(f"{law.like} has no accesses: there are no stack distances to repeat")
     longer = np.maximum(1.0, config.batches * config.bags_per_batch / np.maximum(bags, 1))
     return tuple(
         SynthTable(

@@ -64,7 +64,7 @@ def open_source(format_name: str, paths: Sequence[Path], options: ImportOptions)
     if format_name not in FORMATS:
         raise ConfigError(f'"{format_name}" is no format; the formats are {", ".join(FORMATS)}')
     for path in paths:
-        if path.exists() and not path.is_file():
+        if path.exists() and not path.is_file() and not path.is_dir():
             raise ConfigError(f"{path} is not a file; it is read twice, so save what comes from a pipe first")
     if not paths:
         raise ConfigError(f'no file is given to import as "{format_name}"; name at least one')

@@ -60,8 +60,8 @@ impl ReuseTable {
                 return Err(Error::new(
                     ErrorKind::Config,
                     format!(
-                        "{lookups_all} lookups with this reuse go to {rows_all:.0} rows, but the table has {rows}; \
-                         give it more rows or fewer lookups"
+                        "{lookups_all} lookups with this reuse go to more rows, but the table has {rows}; give it more, \
+                         or make fewer batches"
                     ),
                 ));
             }
