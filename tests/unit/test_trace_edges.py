@@ -59,7 +59,7 @@ def test_a_trace_whose_writing_failed_is_never_finished(tmp_path: Path) -> None:
 
 
 def test_lookahead_counts_batches_in_which_a_table_is_not_used(tmp_path: Path) -> None:
-    # Table u is used in one batch of three: a window of two batches shows nothing of what comes, and it is lru.
+    # Table u is used in one batch of three: a window of two shows nothing of what comes, and it is lru.
     rng = np.random.default_rng(3)
     batches = [[[n % 7], rng.integers(0, 8, 4).tolist() if n % 3 == 0 else []] for n in range(600)]
     stream = AccessStream(_write(tmp_path / "t", batches, ("t", "u")), tables=["u"])
