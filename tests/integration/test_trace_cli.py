@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 from tiermem.cli.main import main
+from tiermem.config import Experiment
+from tiermem.data import load_dataset
 from tiermem.data.accesses import Bags, TraceTable
 from tiermem.data.trace_file import TraceReader, TraceWriter
 
@@ -345,3 +347,25 @@ def test_arguments_that_cannot_be_parsed_are_wrong_use(
         main(["trace", *arguments])
     assert caught.value.code == 2
     assert "error: " in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_training_writes_what_it_looks_up(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    values = ("data.samples_max=700", "data.rows_per_table=3000", "train.batch_size=256", "seed=1")
+    overrides = [option for value in values for option in ("--set", value)]
+    path = tmp_path / "run.tmtrace"
+    verb = ["train", "--config", "demo-tiering", *overrides, "--out", str(tmp_path / "run"), "--quiet"]
+    with_trace = _json(capsys, *verb, "--capture-trace", str(path))
+    reader = TraceReader(path)
+    experiment = Experiment.load("demo-tiering", list(values))
+    columns = load_dataset(experiment.data, experiment.seed).sparse
+    assert [(table.name, table.rows, table.row_bytes) for table in reader.tables] == [
+        (column.name, 3000, experiment.model.dim * 4) for column in columns
+    ]
+    batches = list(reader)
+    # One epoch in recorded order: batches of 256, 256 and 188 samples.
+    assert [len(batch[0].lengths) for batch in batches] == [256, 256, 188]
+    for table, column in enumerate(columns):
+        assert np.concatenate([batch[table].ids for batch in batches]).tolist() == column.ids.tolist()
+        lengths = np.concatenate([batch[table].lengths for batch in batches])
+        assert lengths.tolist() == np.diff(column.offsets).tolist()
+    assert _json(capsys, *verb)["results_digest"] == with_trace["results_digest"], "recording changes nothing"
