@@ -79,7 +79,7 @@ fn policies(criterion: &mut Criterion) {
         // Hit rates stand in the names, so that nobody compares speeds of caches that keep different things.
         let mut bench = |name: &str, run: &dyn Fn() -> u64| {
             let rate = 100.0 * run() as f64 / trace.keys.len() as f64;
-            let id = BenchmarkId::new(name, format!("{percent}%_hit_rate_{rate:.2}"));
+            let id = BenchmarkId::new(name, format!("{percent}%_hit_rate_{rate:.0}"));
             group.bench_function(id, |bencher| bencher.iter(run));
         };
         for (policy, name) in PolicyKind::ALL {

@@ -20,6 +20,7 @@ from tiermem.results import write_text
 __all__ = [
     "Output",
     "add_output_options",
+    "add_override_option",
     "refuse_overwriting",
     "run_directory",
     "save_run",
@@ -41,6 +42,13 @@ def add_output_options(parser: argparse.ArgumentParser) -> None:
         help="write one JSON object to FILE; without FILE or with -, to standard output and nothing else",
     )
     parser.add_argument("--quiet", action="store_true", help="no progress")
+
+
+def add_override_option(parser: argparse.ArgumentParser, text: str) -> None:
+    """`--set KEY=VALUE`, as often as one likes, into `overrides`."""
+    parser.add_argument(
+        "--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help=text
+    )
 
 
 def refuse_overwriting(outputs: Sequence[str | None], inputs: Sequence[str]) -> None:

@@ -7,7 +7,14 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tiermem.cli.common import Output, add_output_options, run_directory, save_run, say_how_it_ran
+from tiermem.cli.common import (
+    Output,
+    add_output_options,
+    add_override_option,
+    run_directory,
+    save_run,
+    say_how_it_ran,
+)
 from tiermem.config import Experiment, Hierarchy
 from tiermem.data import fetch_ml_100k
 from tiermem.report import all_tables, render_html
@@ -50,14 +57,7 @@ def add(verbs: "argparse._SubParsersAction[Any]") -> None:
         metavar="DIR",
         help="keep the emulated SSD in a scratch file there instead of in memory",
     )
-    parser.add_argument(
-        "--set",
-        dest="overrides",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="replace a value of both experiments",
-    )
+    add_override_option(parser, "replace a value of both experiments")
     parser.add_argument("--out", metavar="DIR", help="run directory (default: runs/demo-TIME)")
     add_output_options(parser)
     parser.set_defaults(run=_run)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from tiermem.cli import trace_mrc, trace_stats
-from tiermem.cli.common import Output, add_output_options, refuse_overwriting
+from tiermem.cli.common import Output, add_output_options, add_override_option, refuse_overwriting
 from tiermem.config import SynthConfig, available
 from tiermem.config.synth import StackDistanceLaw
 from tiermem.errors import ConfigError
@@ -81,14 +81,7 @@ def _add_synth(actions: "argparse._SubParsersAction[Any]") -> None:
         epilog="Example: tiermem trace synth --config drift-recency --set batches=64 --out drift.tmtrace",
     )
     parser.add_argument("--config", required=True, metavar="FILE", help="a generator file, or a shipped name")
-    parser.add_argument(
-        "--set",
-        dest="overrides",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="replace one value, e.g. law.skew.exponent=1.2",
-    )
+    add_override_option(parser, "replace one value, e.g. law.skew.exponent=1.2")
     parser.add_argument("--seed", type=int, help="replaces the generator's seed")
     parser.add_argument(
         "--part", default="1/1", metavar="K/N", help="make part K of N: its batches are those of the whole"

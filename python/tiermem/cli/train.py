@@ -3,7 +3,14 @@
 import argparse
 from typing import Any
 
-from tiermem.cli.common import Output, add_output_options, run_directory, save_run, say_how_it_ran
+from tiermem.cli.common import (
+    Output,
+    add_output_options,
+    add_override_option,
+    run_directory,
+    save_run,
+    say_how_it_ran,
+)
 from tiermem.config import Experiment
 from tiermem.report import all_tables, render_html
 
@@ -20,14 +27,7 @@ def add(verbs: "argparse._SubParsersAction[Any]") -> None:
     parser.add_argument(
         "--config", required=True, metavar="FILE", help="an experiment file, or a shipped name"
     )
-    parser.add_argument(
-        "--set",
-        dest="overrides",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="replace one value, e.g. train.epochs=2",
-    )
+    add_override_option(parser, "replace one value, e.g. train.epochs=2")
     parser.add_argument("--seed", type=int, help="replaces the experiment's seed")
     parser.add_argument(
         "--capture-trace", metavar="T", help="write the accesses of the training steps to a trace"

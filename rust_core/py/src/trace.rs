@@ -123,6 +123,11 @@ struct StreamConfig {
     sample_seed: u64,
 }
 
+fn replay_config(policy: &str, rows: usize, window_batches: usize, seed: u64) -> PyResult<Replay> {
+    let policy = policy.parse::<PolicyKind>().map_err(to_python)?;
+    Ok(Replay { policy, rows, window_batches, seed })
+}
+
 /// A trace as one stream of rows, in memory.
 #[pyclass(frozen, module = "tiermem._core")]
 pub(crate) struct AccessStream {
@@ -179,8 +184,7 @@ impl AccessStream {
         window_batches: usize,
         seed: u64,
     ) -> PyResult<String> {
-        let policy = policy.parse::<PolicyKind>().map_err(to_python)?;
-        let config = Replay { policy, rows, window_batches, seed };
+        let config = replay_config(policy, rows, window_batches, seed)?;
         py.detach(|| self.inner.replay_point(&config)).map(|point| json(&point)).map_err(to_python)
     }
 
@@ -194,8 +198,7 @@ impl AccessStream {
         window_batches: usize,
         seed: u64,
     ) -> PyResult<u64> {
-        let policy = policy.parse::<PolicyKind>().map_err(to_python)?;
-        let config = Replay { policy, rows, window_batches, seed };
+        let config = replay_config(policy, rows, window_batches, seed)?;
         py.detach(|| self.inner.replay_hits(&config)).map_err(to_python)
     }
 }

@@ -149,7 +149,8 @@ impl AccessStream {
         if config.policy == PolicyKind::Lfu && self.sample.is_some() {
             return self.replay_lfu_sample(scaled.rows, visit);
         }
-        replay(&scaled, &self.keys, &self.batch_ends, self.next_use(), visit)
+        let next_use = if config.policy == PolicyKind::Min { self.next_use() } else { &[] };
+        replay(&scaled, &self.keys, &self.batch_ends, next_use, visit)
     }
 
     /// lfu does not scale by itself. Once every other row was used twice, a newcomer leaves at the next miss, of

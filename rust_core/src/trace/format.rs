@@ -16,7 +16,7 @@ use crate::error::{Error, ErrorKind, Result};
 
 pub(super) const MAGIC: [u8; 8] = *b"tmtrace\n";
 /// Version of the format that this code writes, and the only one that it reads.
-pub const VERSION: u32 = 1;
+pub(super) const VERSION: u32 = 1;
 pub(super) const FRAME_BATCH: u32 = u32::from_le_bytes(*b"BATC");
 pub(super) const FRAME_END: u32 = u32::from_le_bytes(*b"END.");
 pub(super) const FRAME_HEADER_BYTES: usize = 16;
@@ -25,12 +25,12 @@ pub(super) const FORM_LENGTHS: u8 = 1;
 /// A description longer than this is not one.
 pub(super) const DESCRIPTION_BYTES_MAX: usize = 64 << 20;
 /// Rows that a table of a trace may have: ids and the number of the table share 64 bits in the analyses.
-pub const TRACE_ROWS_MAX: u64 = 1 << 40;
+pub(super) const TRACE_ROWS_MAX: u64 = 1 << 40;
 /// Tables that a trace may have.
-pub const TRACE_TABLES_MAX: usize = 1 << 20;
+pub(super) const TRACE_TABLES_MAX: usize = 1 << 20;
 
 /// Bags that a batch may have, those of all tables together.
-pub const TRACE_BAGS_MAX: usize = 1 << 26;
+pub(super) const TRACE_BAGS_MAX: usize = 1 << 26;
 
 /// What a trace says of itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -9,9 +9,8 @@ mod synth;
 mod writer;
 
 pub use curve::CurvePoint;
-pub use format::{Bags, Description, TRACE_BAGS_MAX, TRACE_ROWS_MAX, TRACE_TABLES_MAX, Totals, TraceTable, VERSION};
+pub use format::{Bags, Description, Totals, TraceTable};
 pub use reader::TraceReader;
-pub use recency::RecencyStack;
 pub use stream::{AccessStream, Sample, Selection};
-pub use synth::{Law, Scatter, Skew, SynthConfig, SynthTable, Zipf, synthesize};
+pub use synth::{Law, Skew, SynthConfig, SynthTable, synthesize};
 pub use writer::TraceWriter;

@@ -12,7 +12,7 @@ pub(super) const IDS_MAX: usize = 1 << 30;
 /// Marks are bits, counted by a Fenwick tree over words of 64. Time runs over twice as many places as there are
 /// ids; when they are used up, the marks move together, so a stream may be as long as it likes.
 #[derive(Debug)]
-pub struct RecencyStack {
+pub(super) struct RecencyStack {
     time_of: Vec<u32>,
     id_at: Vec<u32>,
     marks: Vec<u64>,
@@ -24,7 +24,7 @@ pub struct RecencyStack {
 
 impl RecencyStack {
     /// Nothing was used yet. At most 2^30 ids.
-    pub fn new(ids: usize) -> Self {
+    pub(super) fn new(ids: usize) -> Self {
         assert!(ids <= IDS_MAX, "callers check the number of ids");
         let words = (2 * ids).div_ceil(64).max(1);
         Self {
@@ -38,14 +38,14 @@ impl RecencyStack {
     }
 
     /// Ids that were used so far.
-    pub fn used(&self) -> u32 {
+    pub(super) fn used(&self) -> u32 {
         self.used
     }
 
     /// Uses an id. Gives how many other ids were used since its last use: the stack distance. An lru cache of
     /// more rows than that holds it. `None` if it was never used.
     #[inline]
-    pub fn touch(&mut self, id: u32) -> Option<u32> {
+    pub(super) fn touch(&mut self, id: u32) -> Option<u32> {
         if self.now as usize == self.id_at.len() {
             self.move_together();
         }
@@ -68,7 +68,7 @@ impl RecencyStack {
     }
 
     /// The id that lies so deep: 0 is the last used one. `depth < used()`.
-    pub fn at_depth(&self, depth: u32) -> u32 {
+    pub(super) fn at_depth(&self, depth: u32) -> u32 {
         let mut left = self.used - depth; // the mark that is wanted, counted from 1 from the oldest on
         let mut word = 0usize;
         let mut step = self.marks.len().next_power_of_two();

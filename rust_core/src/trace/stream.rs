@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::hash::BuildHasherDefault;
 use std::path::Path;
+use std::sync::OnceLock;
 
 use super::format::{Bags, Description};
 use super::reader::TraceReader;
@@ -62,7 +63,7 @@ pub struct AccessStream {
     pub(super) accesses_all: u64,
     /// For a sample: the number of each access among all of the selection.
     pub(super) numbers_in_all: Vec<u64>,
-    next_use: Vec<u32>,
+    next_use: OnceLock<Vec<u32>>,
 }
 
 type Numbers = HashMap<u64, u32, BuildHasherDefault<MixHasher>>;
@@ -119,9 +120,16 @@ impl AccessStream {
         &self.batch_ends
     }
 
-    /// When the row of each access is asked for again, or [`NEVER`].
+    /// When the row of each access is asked for again, or [`NEVER`]. Only `min` asks; computed when it first does.
     pub fn next_use(&self) -> &[u32] {
-        &self.next_use
+        self.next_use.get_or_init(|| {
+            let mut last = vec![NEVER; self.distinct()];
+            let mut next_use = vec![NEVER; self.len()];
+            for (position, &row) in self.rows.iter().enumerate().rev() {
+                next_use[position] = std::mem::replace(&mut last[row as usize], position as u32);
+            }
+            next_use
+        })
     }
 
     /// Accesses of each row.
@@ -174,7 +182,7 @@ impl<'a> Loader<'a> {
             sample: selection.sample,
             accesses_all: 0,
             numbers_in_all: Vec::new(),
-            next_use: Vec::new(),
+            next_use: OnceLock::new(),
         };
         Ok(Self {
             stream,
@@ -255,11 +263,6 @@ impl<'a> Loader<'a> {
 
     fn done(mut self) -> AccessStream {
         self.stream.block_count = self.block_numbers.len();
-        let mut last = vec![NEVER; self.stream.distinct()];
-        self.stream.next_use = vec![NEVER; self.stream.len()];
-        for (position, &row) in self.stream.rows.iter().enumerate().rev() {
-            self.stream.next_use[position] = std::mem::replace(&mut last[row as usize], position as u32);
-        }
         self.stream
     }
 }

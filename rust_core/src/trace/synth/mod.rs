@@ -11,13 +11,12 @@ mod zipf;
 use std::path::Path;
 
 pub use config::{Law, Skew, SynthConfig, SynthTable};
-pub use zipf::{Scatter, Zipf};
 
 use self::popularity::Popularity;
 use self::reuse::ReuseTable;
 use self::stack::StackTable;
 use self::tokens::TokenLaw;
-use self::zipf::{below, unit};
+use self::zipf::{Scatter, below, unit};
 use super::format::{Bags, Description, Totals};
 use super::writer::TraceWriter;
 use crate::error::{Error, ErrorKind, Result};
