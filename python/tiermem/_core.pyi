@@ -128,6 +128,9 @@ class Store:
     def prefetch(self, lookups: list[tuple[int, _Bytes, _Bytes]]) -> Ticket:
         """Queues the rows of (table, ids int64, offsets int64) lookups; never blocks."""
 
+    def announce(self, lookups: list[tuple[int, _Bytes, _Bytes]]) -> None:
+        """Tells the policies which rows a later prefetch will ask for."""
+
     def step(self, lr: float) -> None:
         """Applies all kept gradients: one update a row."""
 
@@ -165,6 +168,9 @@ class Store:
 
     def stats_json(self) -> str:
         """Everything counted so far."""
+
+    def table_stats_json(self) -> str:
+        """Everything counted so far, by table."""
 
     def read_latency_cdf(self, tier: int) -> list[tuple[int, float]]:
         """Points (latency in ns, share of reads at or below) of one tier's device."""

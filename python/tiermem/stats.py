@@ -11,6 +11,8 @@ __all__ = [
     "LatenessStats",
     "MemoryStats",
     "StoreStats",
+    "TableStats",
+    "TableTierStats",
     "TierStats",
 ]
 
@@ -123,7 +125,7 @@ class TierStats:
 
     name: str
     held: int
-    """Rows (fastest tier) or blocks (middle tier) held between batches now."""
+    """Rows (byte-addressable) or blocks (block device) that it caches between batches now."""
     probed_rows: int
     """Distinct rows that exist and were looked for here; first touches do not count."""
     hit_rows: int
@@ -149,6 +151,66 @@ class TierStats:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class TableTierStats:
+    """One table on one tier; of the fastest tier only rows and the bytes that were asked for are counted."""
+
+    probed_rows: int
+    """Distinct rows that exist and were looked for here."""
+    hit_rows: int
+    """Of these, found here."""
+    asked_bytes: int
+    """Bytes of these rows."""
+    reads: int
+    """Rows or blocks read from here."""
+    read_bytes: int
+    writes: int
+    """Rows or blocks written here."""
+    written_bytes: int
+    media_bytes: int
+    """Bytes that the medium moved for both: whole granules."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class TableStats:
+    """One table of a store."""
+
+    name: str
+    asked_rows: int
+    """Ids looked up."""
+    unique_rows: int
+    """Distinct rows per batch, summed."""
+    in_flight_hits: int
+    """Of these, rows that another batch had in flight; they count as hits of the fastest tier."""
+    initialised_rows: int
+    """Rows that came into being."""
+    rows_written_back: int
+    """Changed rows that left memory."""
+    read_modify_writes: int
+    """Blocks read to change a part of them."""
+    tiers: tuple[TableTierStats, ...]
+    """The fastest first."""
+
+    @property
+    def deduplicated_rows(self) -> int:
+        """Ids that another id of the same batch made unnecessary."""
+        return self.asked_rows - self.unique_rows
+
+    def conditional_hit_rate(self, tier: int) -> float:
+        """Of the rows looked for in a tier, the share found there."""
+        counts = self.tiers[tier]
+        return counts.hit_rows / counts.probed_rows if counts.probed_rows else 0.0
+
+    def unconditional_hit_rate(self, tier: int) -> float:
+        """Of all distinct rows, the share found in a tier."""
+        return self.tiers[tier].hit_rows / self.unique_rows if self.unique_rows else 0.0
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """From the extension's document."""
+        return cls(**{**values, "tiers": tuple(TableTierStats(**tier) for tier in values["tiers"])})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class MemoryStats:
     """Memory of a store by purpose."""
 
@@ -169,6 +231,14 @@ class StoreStats:
     initialised_rows: int
     rows_written_back: int
     read_modify_writes: int
+    rows_compacted: int
+    """Rows that compaction of logs moved."""
+    compaction_stalls: int
+    """Times that a plan waited for compaction."""
+    non_finite_values: int
+    """Gradient values that were NaN or infinite."""
+    dirty_rows: int
+    """Rows in memory that are newer than below, now."""
     memory: MemoryStats
     lateness: LatenessStats
     open_tickets: int

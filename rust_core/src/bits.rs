@@ -49,6 +49,11 @@ impl BitSet {
         })
     }
 
+    /// How many bits are set.
+    pub fn count(&self) -> u64 {
+        self.words.iter().map(|word| u64::from(word.count_ones())).sum()
+    }
+
     /// Bytes of memory.
     pub fn metadata_bytes(&self) -> usize {
         self.words.len() * size_of::<u64>()

@@ -73,6 +73,11 @@ impl Error {
         self
     }
 
+    /// A fact that was added, by its name.
+    pub fn context(&self, key: &str) -> Option<&str> {
+        self.context.iter().find(|(name, _)| *name == key).map(|(_, value)| value.as_str())
+    }
+
     /// The kind to match on.
     pub fn kind(&self) -> ErrorKind {
         self.kind

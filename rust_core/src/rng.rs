@@ -30,17 +30,25 @@ pub fn unit_symmetric_f32(bits: u64) -> f32 {
     ((bits >> 40) as u32 as f32) * (1.0 / 8_388_608.0) - 1.0
 }
 
-/// [`mix`] as the hasher of a map whose keys are 64-bit numbers.
+/// [`mix`] as the hasher of a map whose keys are numbers, one or several together.
 #[derive(Debug, Default)]
 pub struct MixHasher(u64);
 
 impl std::hash::Hasher for MixHasher {
     fn write(&mut self, _bytes: &[u8]) {
-        unreachable!("keys are 64-bit numbers");
+        unreachable!("keys are numbers");
     }
 
     fn write_u64(&mut self, key: u64) {
-        self.0 = mix(key);
+        self.0 = mix(self.0 ^ key);
+    }
+
+    fn write_u32(&mut self, key: u32) {
+        self.write_u64(u64::from(key));
+    }
+
+    fn write_usize(&mut self, key: usize) {
+        self.write_u64(key as u64);
     }
 
     fn finish(&self) -> u64 {

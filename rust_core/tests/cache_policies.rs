@@ -320,7 +320,7 @@ proptest! {
             Ok(())
         }
         check(capacity, Auto::new(capacity), &keys)?;
-        check(capacity, Random::new(9), &keys)?;
+        check(capacity, Random::new(capacity, 9), &keys)?;
     }
 }
 
@@ -378,7 +378,7 @@ fn lookahead_sees_its_window_and_no_further() {
 #[test]
 fn random_takes_every_slot_alike_and_another_seed_takes_others() {
     let victims = |seed| {
-        let mut cache = RowCache::new(8, Random::new(seed)).unwrap();
+        let mut cache = RowCache::new(8, Random::new(8, seed)).unwrap();
         let mut slots = Vec::new();
         for key in 0..8_008u64 {
             if let Access::Miss { slot, evicted: Some(_) } = cache.access(key) {
@@ -416,7 +416,7 @@ fn metadata_stays_within_the_contract() {
         ("lookahead", per_row(Lookahead::new), most),
         ("auto", per_row(Auto::new), most),
         ("clock", per_row(Clock::new), 16.0),
-        ("random", per_row(|_| Random::new(0)), 16.0),
+        ("random", per_row(|rows| Random::new(rows, 0)), 16.0),
     ] {
         assert!(bytes <= bound && bytes > 14.0, "{name}: {bytes} bytes per row, at most {bound}");
     }

@@ -29,7 +29,7 @@ fn clean_rows_are_never_written_back_and_absent_rows_cost_no_read() {
     for start in 0..50 {
         let ids: Vec<i64> = (start * 20..start * 20 + 20).collect();
         let ticket = store.prefetch(&[Lookup { table: 0, ids: &ids, offsets: &[0] }]).unwrap();
-        store.wait(ticket).unwrap();
+        store.wait(ticket, &|| false).unwrap();
         store.gather(ticket, 0, SUM, &mut [0.0; 16]).unwrap();
         store.release(ticket).unwrap();
     }
@@ -57,14 +57,14 @@ fn tickets_queue_for_staging_memory_and_are_admitted_in_order() {
     let ids = |start: i64| (start..start + 8).collect::<Vec<i64>>();
     let prefetch = |ids: &[i64]| store.prefetch(&[Lookup { table: 0, ids, offsets: &[0] }]).unwrap();
     let (first, second, third) = (prefetch(&ids(0)), prefetch(&ids(100)), prefetch(&ids(0)));
-    store.wait(first).unwrap();
+    store.wait(first, &|| false).unwrap();
     // The third would fit, since its rows are in flight, but the second comes first.
-    assert_eq!(store.wait(third).unwrap_err().kind(), ErrorKind::Capacity);
-    assert_eq!(store.wait(second).unwrap_err().kind(), ErrorKind::Capacity);
+    assert_eq!(store.wait(third, &|| false).unwrap_err().kind(), ErrorKind::Capacity);
+    assert_eq!(store.wait(second, &|| false).unwrap_err().kind(), ErrorKind::Capacity);
     store.release(first).unwrap();
-    store.wait(second).unwrap();
+    store.wait(second, &|| false).unwrap();
     store.release(second).unwrap();
-    store.wait(third).unwrap();
+    store.wait(third, &|| false).unwrap();
     store.release(third).unwrap();
     assert_eq!(store.release(third).unwrap_err().kind(), ErrorKind::Input);
 }
@@ -111,7 +111,7 @@ fn every_failure_of_a_backend_is_an_error_and_stops_the_store() {
         for step in 0..60i64 {
             let ids: Vec<i64> = (0..16).map(|n| (step * 7 + n * 61) % 500).collect();
             let outcome = store.prefetch(&[Lookup { table: 0, ids: &ids, offsets: &[0] }]).and_then(|ticket| {
-                store.wait(ticket)?;
+                store.wait(ticket, &|| false)?;
                 store.update(ticket, 0, SUM, &[1.0; 16], LR)?;
                 store.release(ticket)
             });
@@ -141,7 +141,7 @@ fn gradients_of_two_lookups_are_one_update_and_keep_the_rows() {
     for store in [&one, &two] {
         let lookups = [Lookup { table: 0, ids: &[5, 6], offsets: &[0] }, Lookup { table: 0, ids: &[6], offsets: &[0] }];
         let ticket = store.prefetch(&lookups).unwrap();
-        store.wait(ticket).unwrap();
+        store.wait(ticket, &|| false).unwrap();
         // Backward runs the other way round; the order of additions is that of the lookups.
         store.accumulate(ticket, 1, SUM, &[2.0; 4]).unwrap();
         store.accumulate(ticket, 0, SUM, &[1.0; 4]).unwrap();
@@ -163,7 +163,7 @@ fn rows_that_were_written_are_read_wherever_they_are() {
     let values: Vec<f32> = (0..300 * 16).map(|n| n as f32).collect();
     store.write_rows(0, 100, &values, None).unwrap();
     let ticket = store.prefetch(&[Lookup { table: 0, ids: &[150], offsets: &[0] }]).unwrap();
-    store.wait(ticket).unwrap();
+    store.wait(ticket, &|| false).unwrap();
     store.update(ticket, 0, SUM, &[1.0; 16], 1.0).unwrap();
     store.release(ticket).unwrap();
     store.flush().unwrap();
@@ -188,7 +188,7 @@ fn after_a_failed_write_back_nothing_is_read_any_more() {
     let store = Store::open_wrapped(small(two_tiers(4), 1 << 16), &wrap).unwrap();
     let ids: Vec<i64> = (0..50).collect();
     let ticket = store.prefetch(&[Lookup { table: 0, ids: &ids, offsets: &[0] }]).unwrap();
-    store.wait(ticket).unwrap();
+    store.wait(ticket, &|| false).unwrap();
     store.update(ticket, 0, SUM, &[1.0; 16], LR).unwrap();
     store.release(ticket).unwrap();
     let error = store.read_rows(0, 0, &mut [0.0; 16], &mut []).unwrap_err();
@@ -204,12 +204,12 @@ fn a_shared_row_is_ready_when_the_transfer_that_brings_it_is() {
     let (first, second) = (prefetch(), prefetch());
     let mut pooled = [0.0; 16];
     assert_eq!(store.gather(second, 0, SUM, &mut pooled).unwrap_err().kind(), ErrorKind::Input, "nobody waited");
-    store.wait(second).unwrap();
+    store.wait(second, &|| false).unwrap();
     assert!(store.now_ns() > 50_000, "it took as long as the read: {}", store.now_ns());
     store.gather(second, 0, SUM, &mut pooled).unwrap();
     assert_eq!(pooled, [7.0; 16]);
     let waited = store.now_ns();
-    store.wait(first).unwrap();
+    store.wait(first, &|| false).unwrap();
     assert_eq!(store.now_ns(), waited);
 }
 

@@ -1,7 +1,7 @@
 //! Hits, misses and evictions of the row cache.
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use tiermem_core::cache::LruSlots;
+use tiermem_core::cache::{PolicyKind, Slots};
 use tiermem_core::rng::draw;
 
 /// Skewed keys: the minimum of two uniform draws, squared in rank.
@@ -15,21 +15,16 @@ fn lru(criterion: &mut Criterion) {
     group.throughput(Throughput::Elements(ACCESSES));
     for capacity in [1_000usize, 100_000] {
         let keys = keys(ACCESSES, capacity as u64 * 10);
-        let mut slots = LruSlots::new(capacity + 1);
+        let Ok(mut slots) = Slots::new(PolicyKind::Lru, capacity + 1, capacity, 1) else { continue };
         group.bench_function(format!("capacity={capacity}"), |bencher| {
             bencher.iter(|| {
                 let mut hits = 0u64;
                 for &key in &keys {
                     if let Some(slot) = slots.get(key) {
-                        slots.touch(slot);
+                        slots.hit(slot);
                         hits += 1;
-                    } else if let Some(slot) = slots.insert_pinned(key) {
-                        slots.unpin(slot);
-                        if slots.listed() > capacity
-                            && let Some(victim) = slots.oldest()
-                        {
-                            slots.remove(victim);
-                        }
+                    } else if slots.insert(key).is_some() && slots.cached() > capacity {
+                        slots.evict();
                     }
                 }
                 hits

@@ -3,7 +3,8 @@
 use serde_json::{Value, json};
 use tiermem_core::device::{Debt, DeviceStats, Lateness, PointResult};
 use tiermem_core::stats::{LatencyHistogram, LatencySummary};
-use tiermem_core::store::{StoreStats, TierStats};
+use tiermem_core::store::{StoreStats, TableStats, TierStats};
+use tiermem_core::tier::PartCounts;
 
 fn latency(summary: LatencySummary) -> Value {
     json!({
@@ -110,6 +111,10 @@ pub(crate) fn store(stats: &StoreStats) -> Value {
         "initialised_rows": stats.initialised_rows,
         "rows_written_back": stats.rows_written_back,
         "read_modify_writes": stats.read_modify_writes,
+        "rows_compacted": stats.rows_compacted,
+        "compaction_stalls": stats.compaction_stalls,
+        "non_finite_values": stats.non_finite_values,
+        "dirty_rows": stats.dirty_rows,
         "memory": {
             "resident_bytes": memory.resident_bytes,
             "cached_bytes": memory.cached_bytes,
@@ -119,4 +124,34 @@ pub(crate) fn store(stats: &StoreStats) -> Value {
         "lateness": lateness(&stats.lateness),
         "open_tickets": stats.open_tickets,
     })
+}
+
+fn counts(counts: &PartCounts) -> Value {
+    json!({
+        "probed_rows": counts.probed_rows,
+        "hit_rows": counts.hit_rows,
+        "asked_bytes": counts.asked_bytes,
+        "reads": counts.reads,
+        "read_bytes": counts.read_bytes,
+        "writes": counts.writes,
+        "written_bytes": counts.written_bytes,
+        "media_bytes": counts.media_bytes,
+    })
+}
+
+/// Counters by table.
+pub(crate) fn tables(tables: &[TableStats]) -> Value {
+    let table = |stats: &TableStats| {
+        json!({
+            "name": stats.name,
+            "asked_rows": stats.asked_rows,
+            "unique_rows": stats.unique_rows,
+            "in_flight_hits": stats.in_flight_hits,
+            "initialised_rows": stats.initialised_rows,
+            "rows_written_back": stats.rows_written_back,
+            "read_modify_writes": stats.read_modify_writes,
+            "tiers": stats.tiers.iter().map(counts).collect::<Vec<_>>(),
+        })
+    };
+    tables.iter().map(table).collect()
 }

@@ -1,7 +1,7 @@
 //! A tiered store and the tickets of its batches.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use pyo3::prelude::*;
 use tiermem_core::backend::Backend;
@@ -28,6 +28,13 @@ pub(crate) struct Ticket {
     released: AtomicBool,
 }
 
+fn views(lookups: &[(usize, Bytes, Bytes)]) -> PyResult<Vec<Lookup<'_>>> {
+    lookups
+        .iter()
+        .map(|(table, ids, offsets)| Ok(Lookup { table: *table, ids: ids.values()?, offsets: offsets.values()? }))
+        .collect()
+}
+
 fn pooled(mean: bool, sample_weights: Option<&Bytes>) -> PyResult<Pooled<'_>> {
     let pooling = if mean { Pooling::Mean } else { Pooling::Sum };
     Ok(Pooled { pooling, sample_weights: sample_weights.map(Bytes::values::<f32>).transpose()? })
@@ -51,12 +58,14 @@ impl Store {
     }
 
     fn prefetch(&self, py: Python<'_>, lookups: Vec<(usize, Bytes, Bytes)>) -> PyResult<Ticket> {
-        let lookups = lookups
-            .iter()
-            .map(|(table, ids, offsets)| Ok(Lookup { table: *table, ids: ids.values()?, offsets: offsets.values()? }))
-            .collect::<PyResult<Vec<_>>>()?;
+        let lookups = views(&lookups)?;
         let id = py.detach(|| self.inner.prefetch(&lookups)).map_err(to_python)?;
         Ok(Ticket { store: Arc::clone(&self.inner), id, released: AtomicBool::new(false) })
+    }
+
+    fn announce(&self, py: Python<'_>, lookups: Vec<(usize, Bytes, Bytes)>) -> PyResult<()> {
+        let lookups = views(&lookups)?;
+        py.detach(|| self.inner.announce(&lookups)).map_err(to_python)
     }
 
     fn step(&self, py: Python<'_>, lr: f32) -> PyResult<()> {
@@ -128,6 +137,11 @@ impl Store {
         Ok(stats::store(&stats).to_string())
     }
 
+    fn table_stats_json(&self, py: Python<'_>) -> PyResult<String> {
+        let tables = py.detach(|| self.inner.table_stats()).map_err(to_python)?;
+        Ok(stats::tables(&tables).to_string())
+    }
+
     fn read_latency_cdf(&self, py: Python<'_>, tier: usize) -> PyResult<Vec<(u64, f64)>> {
         let stats = py.detach(|| self.inner.stats()).map_err(to_python)?;
         Ok(stats.tiers.get(tier).map(|tier| stats::cdf(&tier.device.read_latency)).unwrap_or_default())
@@ -137,7 +151,19 @@ impl Store {
 #[pymethods]
 impl Ticket {
     fn wait(&self, py: Python<'_>) -> PyResult<()> {
-        py.detach(|| self.store.wait(self.id)).map_err(to_python)
+        let signal = Mutex::new(None);
+        let is_interrupted = || match Python::attach(|py| py.check_signals()) {
+            Ok(()) => false,
+            Err(error) => {
+                *signal.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+                true
+            }
+        };
+        let waited = py.detach(|| self.store.wait(self.id, &is_interrupted));
+        match signal.into_inner().unwrap_or_else(PoisonError::into_inner) {
+            Some(error) => Err(error),
+            None => waited.map_err(to_python),
+        }
     }
 
     fn release(&self, py: Python<'_>) -> PyResult<()> {

@@ -1,6 +1,8 @@
 //! Doubly linked lists of slots. Several lists may share one array of links: a slot is in one list at a time.
 
 pub(super) const NIL: u32 = u32::MAX;
+/// In `newer`: the slot is in no list.
+const OUT: u32 = u32::MAX - 1;
 
 /// The neighbours of each slot in the list that it is in.
 #[derive(Debug)]
@@ -31,11 +33,17 @@ impl List {
 
 impl Links {
     pub(super) fn new(capacity: usize) -> Self {
-        Self { links: vec![Link { newer: NIL, older: NIL }; capacity] }
+        Self { links: vec![Link { newer: OUT, older: NIL }; capacity] }
     }
 
     pub(super) fn metadata_bytes(&self) -> usize {
         self.links.len() * size_of::<Link>()
+    }
+
+    /// Whether the slot is in no list.
+    #[inline]
+    pub(super) fn is_out(&self, slot: u32) -> bool {
+        self.links[slot as usize].newer == OUT
     }
 
     /// The next newer slot of the list, or `NIL`.
@@ -68,6 +76,7 @@ impl Links {
         } else {
             self.links[older as usize].newer = newer;
         }
+        self.links[slot as usize].newer = OUT;
     }
 
     /// Takes the oldest slot out. The list is not empty.

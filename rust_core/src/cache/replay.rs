@@ -41,7 +41,7 @@ pub fn replay(
         PolicyKind::S3Fifo => run(rows, S3Fifo::new(rows), keys, visit),
         PolicyKind::Sieve => run(rows, Sieve::new(rows), keys, visit),
         PolicyKind::Auto => run(rows, Auto::new(rows), keys, visit),
-        PolicyKind::Random => run(rows, Random::new(config.seed), keys, visit),
+        PolicyKind::Random => run(rows, Random::new(rows, config.seed), keys, visit),
         PolicyKind::Lookahead => run_ahead(config, keys, batch_ends, visit),
         PolicyKind::Min => {
             debug_assert!(next_use.len() == keys.len() && keys.len() < NEVER as usize);

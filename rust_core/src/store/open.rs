@@ -1,22 +1,26 @@
-//! From a configuration to a store: layout, budgets, backends.
+//! From a configuration to a store: budgets, layout, backends.
 
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Condvar, Mutex};
 
+use super::budget::{WidthClass, cache_rows, cacheable_rows, staging_rows, width_classes};
+use super::parts::{Part, Place, Table};
 use super::stats::{Counters, MemoryReport};
-use super::{Budget, ClockMode, Place, ResidentTable, State, Store, StoreConfig, Table, TierConfig};
-use crate::backend::{AlignedBuffer, Backend, Engine, open_backend, physical_memory_bytes};
-use crate::cache::METADATA_BYTES_PER_ROW_MAX;
+use super::units::StoreUnits;
+use super::{Budget, ClockMode, HomeLayout, PartConfig, State, Store, StoreConfig, TierConfig};
+use crate::backend::{Backend, Engine, open_backend, physical_memory_bytes};
+use crate::bits::BitSet;
 use crate::clock::Clock;
 use crate::device::{DeviceKind, Schedule, TimedDevice};
 use crate::error::{Error, ErrorKind, Result};
-use crate::tier::{BitSet, BlockCache, BlockTiers, RowPool, TableLayout, TableShape, Worker};
-use crate::units::checked_bytes;
+use crate::tier::{PoolSize, RowPool, TableShape, Worker};
 
-/// Replaces the backend of a block tier, for tests: `(tier among the block tiers, backend)`.
+/// Replaces the backend of a lower tier, for tests: `(tier among the lower tiers, backend)`.
 pub type BackendWrapper<'a> = &'a dyn Fn(usize, Box<dyn Backend>) -> Box<dyn Backend>;
 
-/// Slots and resident rows are 32-bit numbers.
-const ROWS_IN_MEMORY_MAX: u64 = u32::MAX as u64 - 2;
+/// Places in memory are 32-bit numbers.
+pub(super) const ROWS_IN_MEMORY_MAX: u64 = u32::MAX as u64 - 2;
+const SPARE_MIN: f64 = 0.2;
+const SPARE_MAX: f64 = 8.0;
 
 impl Store {
     /// Opens a store. Nothing is written: rows come into being as they are first needed.
@@ -27,15 +31,14 @@ impl Store {
     /// As `open`, with a say in the backends.
     pub fn open_wrapped(config: StoreConfig, wrap: BackendWrapper<'_>) -> Result<Self> {
         check(&config)?;
+        let parts = config.placed_parts()?;
         let state_floats = config.optimizer.state_floats();
-        let shapes: Vec<TableShape> = config
-            .tables
-            .iter()
-            .map(|table| TableShape { rows: table.rows, weight_floats: table.dim, state_floats })
-            .collect();
+        let shape = |rows, dim| TableShape { rows, weight_floats: dim, state_floats };
+        let shapes: Vec<TableShape> = config.tables.iter().map(|table| shape(table.rows, table.dim)).collect();
         for (position, shape) in shapes.iter().enumerate() {
             shape.check(position)?;
         }
+        shape(1, 1).check(parts.len())?;
         let clock = Arc::new(if config.clock == ClockMode::Virtual { Clock::new_virtual() } else { Clock::new_wall() });
         let timed = |(position, tier): (usize, &TierConfig)| TimedDevice {
             storms: tier.faults.storms(position as u64),
@@ -45,69 +48,64 @@ impl Store {
         let timed = config.tiers.iter().enumerate().skip(1).map(timed).collect();
         let schedule = Arc::new(Mutex::new(Schedule::new(timed, config.seed)));
 
+        let (classes, class_of) = width_classes(&shapes, &parts)?;
         let mut memory = MemoryReport { limit_bytes: config.memory_limit_bytes, ..MemoryReport::default() };
-        let parts = if config.tiers.len() == 1 {
-            open_resident(&config, &shapes, &mut memory)?
-        } else {
-            open_tiered(&config, &shapes, &mut memory)?
-        };
+        let pools = open_pools(&config, &parts, &classes, &class_of, &mut memory)?;
+        let staging_rows = pools.iter().map(|pool| pool.size().staging_rows).sum();
+        let (lower, needed) = super::lower::lay_out(&config, &parts, &classes, &class_of, staging_rows)?;
+        memory.metadata_bytes += lower.as_ref().map_or(0, |lower| lower.metadata_bytes() as u64);
+        let (parts, tables) = place_parts(&config, &parts, &class_of);
+        memory.metadata_bytes += parts.iter().map(Part::metadata_bytes).sum::<u64>();
         memory.check()?;
-        let worker = parts.block_tiers.as_ref().map(|tiers| {
+        let worker = lower.as_ref().map(|lower| {
             let mut backends = Vec::new();
-            let sizes = tiers.middle.iter().map(BlockCache::device_bytes).chain([parts.home_bytes]);
-            for (position, (tier, nbytes)) in config.tiers[1..].iter().zip(sizes).enumerate() {
-                let place = |error: Error| error.with_context("tier", &tier.name);
-                if nbytes > tier.device.capacity_bytes {
-                    return Err(place(Error::new(
-                        ErrorKind::Capacity,
-                        "the device is smaller than what the tier has to hold; use a larger device or fewer rows",
-                    ))
-                    .with_context("needed_bytes", nbytes)
-                    .with_context("capacity_bytes", tier.device.capacity_bytes));
-                }
-                let backend = open_backend(&tier.backend, nbytes).map_err(place)?;
-                backends.push(wrap(position, tier.faults.over(position as u64 + 1, backend)));
+            for (position, (tier, &nbytes)) in config.tiers[1..].iter().zip(&needed).enumerate() {
+                let backend = open_tier(tier, nbytes).map_err(|error| error.with_context("tier", &tier.name))?;
+                backends.push((tier.name.clone(), wrap(position, tier.faults.over(position as u64 + 1, backend))));
             }
-            Worker::start(backends, Arc::clone(&clock), Arc::clone(&schedule))
+            let units = StoreUnits::new(&config, &parts, lower);
+            Worker::start(backends, Box::new(units), Arc::clone(&clock), Arc::clone(&schedule))
         });
-        let worker = worker.transpose()?;
-        let tables = config
-            .tables
-            .iter()
-            .cloned()
-            .zip(parts.places.iter().copied())
-            .map(|(config, place)| Table { config, place })
-            .collect();
-        let places = parts.places;
-        let staging_rows = parts.pools.iter().map(RowPool::staging_rows).collect();
-        let counters = Counters::new(config.tiers.len());
         let state = State {
-            tables,
-            resident: parts.resident,
-            pools: parts.pools,
-            block_tiers: parts.block_tiers,
+            compactions: lower.iter().flat_map(|lower| &lower.logs).map(|_| Default::default()).collect(),
+            counters: vec![Counters::default(); tables.len()],
+            parts,
+            pools,
+            lower,
             tickets: std::collections::BTreeMap::new(),
             next_ticket: 0,
             pending: Vec::new(),
+            announced: std::collections::VecDeque::new(),
             write_backs: std::collections::VecDeque::new(),
-            arrived_ns: 0,
-            arrivals: Vec::new(),
+            arrived: Vec::new(),
             lateness: crate::device::Lateness::default(),
-            counters,
             memory: memory_device,
-            poisoned: None,
+            non_finite_values: 0,
             closed: false,
         };
-        Ok(Self { config, clock, schedule, worker, state: Mutex::new(state), memory, places, staging_rows })
+        let (worker, state, room) = (worker.transpose()?, Mutex::new(state), Condvar::new());
+        Ok(Self { config, tables, clock, schedule, worker, state, room, memory })
     }
 }
 
-struct Parts {
-    places: Vec<Place>,
-    resident: Vec<ResidentTable>,
-    pools: Vec<RowPool>,
-    block_tiers: Option<BlockTiers>,
-    home_bytes: u64,
+fn open_tier(tier: &TierConfig, nbytes: u64) -> Result<Box<dyn Backend>> {
+    if nbytes > tier.device.capacity_bytes {
+        return Err(Error::new(
+            ErrorKind::Capacity,
+            "the device is smaller than what the tier has to hold; use a larger device or fewer rows",
+        )
+        .with_context("needed_bytes", nbytes)
+        .with_context("capacity_bytes", tier.device.capacity_bytes));
+    }
+    let backend = open_backend(&tier.backend, nbytes.max(1))?;
+    if tier.device.kind == DeviceKind::Byte && backend.alignment_bytes() > 1 {
+        return Err(Error::new(
+            ErrorKind::Config,
+            "a byte-addressable tier moves single rows, which a file without the page cache cannot; \
+             use engine = \"ram\", or direct = \"off\"",
+        ));
+    }
+    Ok(backend)
 }
 
 fn check(config: &StoreConfig) -> Result<()> {
@@ -124,41 +122,48 @@ fn check(config: &StoreConfig) -> Result<()> {
     if !fastest.faults.is_off() {
         return fail("the fastest tier is ordinary memory and has no injected faults; give them to a tier below");
     }
-    for (position, tier) in slower.iter().enumerate() {
-        if tier.backend.engine == Engine::Phantom {
-            return fail(
-                "a store cannot keep rows on a phantom backend, which has no bytes; use ram, file or io_uring",
-            );
-        }
-        if tier.cache.is_some() == (position + 1 == slower.len()) {
-            return fail(
-                "every tier but the last needs a cache budget, and the last, which is the home of all rows, has none",
-            );
-        }
+    if slower.iter().any(|tier| tier.backend.engine == Engine::Phantom) {
+        return fail("a store cannot keep rows on a phantom backend, which has no bytes; use ram, file or io_uring");
     }
-    if !slower.is_empty() && fastest.cache.is_none() {
-        return fail("the fastest tier needs a cache budget when there are tiers below it");
+    if !slower.is_sorted_by_key(|tier| tier.device.kind == DeviceKind::Block) {
+        return fail("byte-addressable tiers come before block devices; change the order of the tiers");
+    }
+    if let Some(last) = slower.last().filter(|last| last.cache.is_some()) {
+        return Err(Error::new(ErrorKind::Config, "the slowest tier has nothing below it to cache; remove its budget")
+            .with_context("tier", &last.name));
     }
     for tier in &config.tiers {
-        tier.device.validate().map_err(|error| error.with_context("tier", &tier.name))?;
-        tier.faults.validate().map_err(|error| error.with_context("tier", &tier.name))?;
+        let place = |error: Error| error.with_context("tier", &tier.name);
+        tier.device.validate().map_err(place)?;
+        tier.faults.validate().map_err(place)?;
         if let Some(Budget::Fraction(share)) = tier.cache
             && !(0.0..=1.0).contains(&share)
         {
-            return Err(Error::new(ErrorKind::Config, "a budget as a share of all rows lies between 0 and 1")
-                .with_context("tier", &tier.name)
+            return Err(place(Error::new(ErrorKind::Config, "a budget as a share of all rows lies between 0 and 1"))
                 .with_context("budget", share));
+        }
+        if let HomeLayout::Log { segment_bytes, spare, compaction_share } = tier.layout {
+            let why = if tier.device.kind == DeviceKind::Byte {
+                "a log needs a block device; a byte-addressable tier writes rows where they are"
+            } else if segment_bytes == 0 || !(SPARE_MIN..=SPARE_MAX).contains(&spare) {
+                "a log needs segments of at least one byte and spare room between 0.2 and 8 of its rows"
+            } else if !(0.0..=1.0).contains(&compaction_share) {
+                "a log's compaction_share lies between 0 and 1"
+            } else {
+                continue;
+            };
+            return Err(place(Error::new(ErrorKind::Config, why)));
         }
     }
     Ok(())
 }
 
 /// Refuses sizes before any memory is asked for: by the limit, the device, and this host.
-fn check_memory(config: &StoreConfig, limit_bytes: Option<u64>, needed_bytes: u64) -> Result<()> {
+fn check_memory(config: &StoreConfig, needed_bytes: u64) -> Result<()> {
     let fastest = &config.tiers[0];
     let bounds = [
         (
-            limit_bytes.unwrap_or(u64::MAX),
+            config.memory_limit_bytes.unwrap_or(u64::MAX),
             "the store needs more memory than its limit; lower the cache or the staging budget",
         ),
         (
@@ -176,176 +181,79 @@ fn check_memory(config: &StoreConfig, limit_bytes: Option<u64>, needed_bytes: u6
     }
 }
 
-fn open_resident(config: &StoreConfig, shapes: &[TableShape], memory: &mut MemoryReport) -> Result<Parts> {
-    let mut needed: u64 = 0;
-    for (table, shape) in shapes.iter().enumerate() {
-        if shape.rows > ROWS_IN_MEMORY_MAX {
-            return Err(Error::new(ErrorKind::Capacity, "a table resident in memory has at most 2^32 - 3 rows")
-                .with_context("table", table));
-        }
-        needed = needed.saturating_add(checked_bytes("a resident table", shape.rows, shape.row_bytes() as u64)?);
-    }
-    check_memory(config, memory.limit_bytes, needed)?;
-    let mut resident = Vec::new();
-    for shape in shapes {
-        memory.resident_bytes += shape.rows * shape.row_bytes() as u64;
-        let floats = |each: usize| AlignedBuffer::try_zeroed(shape.rows as usize * each * size_of::<f32>());
-        let present = BitSet::new(shape.rows);
-        memory.metadata_bytes += present.metadata_bytes() as u64;
-        resident.push(ResidentTable {
-            weights: floats(shape.weight_floats)?,
-            state: floats(shape.state_floats)?,
-            present,
-        });
-    }
-    let places = (0..shapes.len()).map(Place::Resident).collect();
-    Ok(Parts { places, resident, pools: Vec::new(), block_tiers: None, home_bytes: 0 })
-}
-
-/// Tables of one width share a pool.
-struct WidthClass {
-    weight_floats: usize,
-    tables: Vec<usize>,
-    row_bytes: u64,
-    rows: u64,
-}
-
-/// Cached rows of each class: a share of the rows, or at least one row and the rest of the bytes by size.
-fn cache_rows(tier: &TierConfig, classes: &[WidthClass], all_bytes: u64) -> Result<Vec<u64>> {
-    let budget = tier.cache.expect("checked before");
-    let nbytes = match budget {
-        Budget::Fraction(share) => {
-            let rows = |class: &WidthClass| (libm::ceil(class.rows as f64 * share) as u64).clamp(1, class.rows);
-            return Ok(classes.iter().map(rows).collect());
-        }
-        Budget::Bytes(nbytes) => nbytes,
-    };
-    let least = one_row_each(classes);
-    let Some(left) = nbytes.checked_sub(least) else {
+fn open_pools(
+    config: &StoreConfig,
+    parts: &[PartConfig],
+    classes: &[WidthClass],
+    class_of: &[usize],
+    memory: &mut MemoryReport,
+) -> Result<Vec<RowPool>> {
+    let fastest = &config.tiers[0];
+    let all_resident = parts.iter().all(|part| part.home == 0);
+    if !all_resident && fastest.cache.is_none() {
         return Err(Error::new(
-            ErrorKind::Capacity,
-            "the cache of the fastest tier cannot hold a single row of each width; raise its budget",
+            ErrorKind::Config,
+            "the fastest tier needs a cache budget when rows live on tiers below it",
         )
-        .with_context("budget_bytes", nbytes)
-        .with_context("needed_bytes", least));
-    };
-    let rows = |class: &WidthClass| {
-        let share = u128::from(left) * u128::from(class.rows * class.row_bytes) / u128::from(all_bytes);
-        (1 + share as u64 / class.row_bytes).min(class.rows)
-    };
-    Ok(classes.iter().map(rows).collect())
-}
-
-/// Staged rows of each class: the smallest first, each no more than it has and no more than an equal part of what is left.
-fn staging_rows(nbytes: u64, classes: &[WidthClass]) -> Result<Vec<u64>> {
-    let least = one_row_each(classes);
-    if nbytes < least {
-        return Err(Error::new(
-            ErrorKind::Capacity,
-            "staging memory cannot hold a single row of each width; raise staging_bytes",
-        )
-        .with_context("staging_bytes", nbytes)
-        .with_context("needed_bytes", least));
+        .with_context("tier", &fastest.name));
     }
-    let mut order: Vec<usize> = (0..classes.len()).collect();
-    order.sort_by_key(|&position| classes[position].rows * classes[position].row_bytes);
-    // One row of each width is set aside, so that a wide class never finds nothing left.
-    let mut left = nbytes - least;
-    let mut rows = vec![0; classes.len()];
-    for (done, &position) in order.iter().enumerate() {
-        let class = &classes[position];
-        let part = left / (classes.len() - done) as u64;
-        rows[position] = (1 + part / class.row_bytes).min(class.rows);
-        left -= (rows[position] - 1) * class.row_bytes;
-    }
-    Ok(rows)
-}
-
-fn one_row_each(classes: &[WidthClass]) -> u64 {
-    classes.iter().map(|class| class.row_bytes).sum()
-}
-
-fn open_tiered(config: &StoreConfig, shapes: &[TableShape], memory: &mut MemoryReport) -> Result<Parts> {
-    let mut classes: Vec<WidthClass> = Vec::new();
-    for (table, shape) in shapes.iter().enumerate() {
-        if let Some(class) = classes.iter_mut().find(|class| class.weight_floats == shape.weight_floats) {
-            class.tables.push(table);
-            class.rows += shape.rows;
-        } else {
-            let row_bytes = shape.row_bytes() as u64;
-            classes.push(WidthClass {
-                weight_floats: shape.weight_floats,
-                tables: vec![table],
-                row_bytes,
-                rows: shape.rows,
-            });
-        }
-    }
-    let all_bytes = classes.iter().try_fold(0u64, |sum, class| {
-        let bytes = checked_bytes("a store", class.rows, class.row_bytes)?;
-        sum.checked_add(bytes).ok_or_else(|| Error::new(ErrorKind::Capacity, "a store does not fit in 64 bits"))
-    })?;
-    let cache_rows = cache_rows(&config.tiers[0], &classes, all_bytes)?;
-    let staging_rows = staging_rows(config.staging_bytes, &classes)?;
-    let slots = |position: usize| cache_rows[position] + staging_rows[position];
-    let needed =
-        classes.iter().enumerate().map(|(position, class)| RowPool::bytes_for(class.row_bytes, slots(position)));
-    check_memory(config, memory.limit_bytes, needed.fold(0, u64::saturating_add))?;
-    let state_floats = config.optimizer.state_floats();
-    let mut places = vec![Place::Pooled(0); shapes.len()];
-    let mut pools = Vec::new();
-    for (position, class) in classes.iter().enumerate() {
-        if slots(position) > ROWS_IN_MEMORY_MAX {
+    let cached = cache_rows(fastest, classes, &cacheable_rows(parts, class_of, classes.len(), 0))?;
+    let staged = if all_resident { vec![0; classes.len()] } else { staging_rows(config.staging_bytes, classes)? };
+    let mut sizes = Vec::new();
+    let mut needed = 0u64;
+    for ((class, &cache_rows), &staging_rows) in classes.iter().zip(&cached).zip(&staged) {
+        if class.resident_rows.saturating_add(cache_rows).saturating_add(staging_rows) > ROWS_IN_MEMORY_MAX {
             return Err(Error::new(
                 ErrorKind::Capacity,
-                "a pool of rows in memory has at most 2^32 - 3 slots; lower the budget",
-            ));
-        }
-        let (cache_rows, staging_rows) = (cache_rows[position], staging_rows[position]);
-        let pool = RowPool::new(class.weight_floats, state_floats, cache_rows as usize, staging_rows as usize)?;
-        memory.cached_bytes += cache_rows * class.row_bytes;
-        memory.staging_bytes += staging_rows * class.row_bytes;
-        memory.metadata_bytes += pool.metadata_bytes() as u64;
-        debug_assert!(pool.metadata_bytes() <= METADATA_BYTES_PER_ROW_MAX * pool.slots.capacity() + 64);
-        pools.push(pool);
-        for &table in &class.tables {
-            places[table] = Place::Pooled(position);
-        }
-    }
-
-    let mut layouts = Vec::new();
-    let mut end = 0;
-    for shape in shapes {
-        let layout = TableLayout::new(shape, end)?;
-        end = layout.end_offset();
-        layouts.push(layout);
-    }
-    let slot_bytes = layouts.iter().map(|layout| layout.block_bytes).max().unwrap_or(1);
-    let blocks: u64 = layouts.iter().map(|layout| layout.blocks).sum();
-    let mut middle = Vec::new();
-    for tier in &config.tiers[1..config.tiers.len() - 1] {
-        let nbytes = match tier.cache.expect("checked before") {
-            Budget::Bytes(nbytes) => nbytes,
-            Budget::Fraction(share) => (libm::ceil(end as f64 * share) as u64).max(slot_bytes),
-        };
-        let capacity = (nbytes / slot_bytes).min(blocks);
-        if capacity == 0 {
-            return Err(Error::new(
-                ErrorKind::Capacity,
-                "the cache of a tier cannot hold a single block; raise its budget",
+                "at most 2^32 - 3 rows of one width are in memory; lower the budget, or give rows another home",
             )
-            .with_context("tier", &tier.name)
-            .with_context("budget_bytes", nbytes)
-            .with_context("block_bytes", slot_bytes));
+            .with_context("columns", class.weight_floats));
         }
-        if capacity > ROWS_IN_MEMORY_MAX {
-            return Err(Error::new(ErrorKind::Capacity, "a cache has at most 2^32 - 3 blocks; lower its budget")
-                .with_context("tier", &tier.name));
-        }
-        middle.push(BlockCache::new(capacity as usize, slot_bytes));
+        let size = PoolSize {
+            resident_rows: class.resident_rows as usize,
+            cache_rows: cache_rows as usize,
+            staging_rows: staging_rows as usize,
+        };
+        needed = needed.saturating_add(RowPool::bytes_for(class.row_bytes, size));
+        sizes.push(size);
     }
-    let present = layouts.iter().map(|layout| BitSet::new(layout.blocks)).collect();
-    let block_tiers = BlockTiers { middle, layouts, shapes: shapes.to_vec(), present };
-    memory.metadata_bytes += block_tiers.metadata_bytes() as u64;
-    Ok(Parts { places, resident: Vec::new(), pools, block_tiers: Some(block_tiers), home_bytes: end })
+    check_memory(config, needed)?;
+    let state_floats = config.optimizer.state_floats();
+    let mut pools = Vec::new();
+    for (number, (class, &size)) in classes.iter().zip(&sizes).enumerate() {
+        let seed = config.seed.wrapping_add(number as u64);
+        let pool = RowPool::new(class.weight_floats, state_floats, size, fastest.policy, seed)?;
+        memory.resident_bytes += class.resident_rows * class.row_bytes;
+        memory.cached_bytes += size.cache_rows as u64 * class.row_bytes;
+        memory.staging_bytes += size.staging_rows as u64 * class.row_bytes;
+        memory.metadata_bytes += pool.metadata_bytes() as u64;
+        pools.push(pool);
+    }
+    Ok(pools)
+}
+
+/// The parts in memory, and which of them make up which table.
+fn place_parts(config: &StoreConfig, placed: &[PartConfig], class_of: &[usize]) -> (Vec<Part>, Vec<Table>) {
+    let mut next_resident = vec![0u32; class_of.iter().max().map_or(0, |last| last + 1)];
+    let mut parts = Vec::new();
+    for part in placed {
+        let place = if part.home == 0 {
+            let next = &mut next_resident[class_of[part.table]];
+            let first = *next;
+            *next += part.rows as u32;
+            Place::Resident { first, present: BitSet::new(part.rows) }
+        } else {
+            Place::Pooled { is_cached: part.cached_by.contains(&0), is_exclusive: part.exclusive }
+        };
+        parts.push(Part { table: part.table, first_row: part.first_row, place });
+    }
+    let mut first_part = 0;
+    let tables = config.tables.iter().enumerate().map(|(number, table)| {
+        let count = parts[first_part..].iter().take_while(|part| part.table == number).count();
+        let table = Table { config: table.clone(), pool: class_of[number], first_part, parts: count };
+        first_part += count;
+        table
+    });
+    let tables = tables.collect();
+    (parts, tables)
 }

@@ -2,29 +2,48 @@
 
 use std::sync::MutexGuard;
 
+use super::parts::Place;
 use super::ticket::TicketId;
-use super::{Place, State, Store};
+use super::{State, Store};
 use crate::error::{Error, ErrorKind, Result};
-use crate::tier::{JobDone, PlanBuilder, row_key};
+use crate::tier::{PlanBuilder, row_key};
+
+/// Rows in one job of a copy in or out.
+const COPY_ROWS_MAX: usize = super::write_back::PLAN_ROWS_MAX;
 
 impl Store {
     /// Copies rows `start .. start + count` out: weights of count x D, state of count x S.
     pub fn read_rows(&self, table: usize, start: u64, weights: &mut [f32], state: &mut [f32]) -> Result<()> {
         let count = self.check_range(table, start, weights.len(), Some(state.len()))?;
-        self.lock_filled()?.read_rows(self, table, start, count, weights, state)
+        let (dim, state_floats) = (self.tables[table].config.dim, self.state_floats());
+        let mut guard = self.lock_filled()?;
+        for first in (0..count).step_by(COPY_ROWS_MAX) {
+            let rows = first..(first + COPY_ROWS_MAX).min(count);
+            let weights = &mut weights[rows.start * dim..rows.end * dim];
+            let state = &mut state[rows.start * state_floats..rows.end * state_floats];
+            guard.read_rows(self, table, start + first as u64, weights, state)?;
+        }
+        Ok(())
     }
 
     /// Replaces rows `start ..` by weights of count x D and, if given, state of count x S; without it the state becomes zero.
     pub fn write_rows(&self, table: usize, start: u64, weights: &[f32], state: Option<&[f32]>) -> Result<()> {
         let count = self.check_range(table, start, weights.len(), state.map(<[f32]>::len))?;
-        self.lock_filled()?.write_rows(self, table, start, count, weights, state)
+        let (dim, state_floats) = (self.tables[table].config.dim, self.state_floats());
+        let mut guard = self.lock_filled()?;
+        for first in (0..count).step_by(COPY_ROWS_MAX) {
+            let rows = first..(first + COPY_ROWS_MAX).min(count);
+            let state = state.map(|all| &all[rows.start * state_floats..rows.end * state_floats]);
+            guard.write_rows(self, table, start + first as u64, &weights[rows.start * dim..rows.end * dim], state)?;
+        }
+        Ok(())
     }
 
     fn check_range(&self, table: usize, start: u64, weights: usize, state: Option<usize>) -> Result<usize> {
-        let guard = self.lock()?;
-        let config = &guard.table(table)?.config;
+        drop(self.lock()?);
+        let config = &self.table(table)?.config;
         let count = weights / config.dim;
-        let state_floats = self.config.optimizer.state_floats();
+        let state_floats = self.state_floats();
         let fits = start.checked_add(count as u64).is_some_and(|end| end <= config.rows);
         if !fits || count * config.dim != weights || state.is_some_and(|len| len != count * state_floats) {
             return Err(Error::new(
@@ -64,54 +83,43 @@ impl State {
         store: &Store,
         table: usize,
         start: u64,
-        count: usize,
         weights: &mut [f32],
         state: &mut [f32],
     ) -> Result<()> {
-        let dim = self.tables[table].config.dim;
-        let state_floats = store.config.optimizer.state_floats();
-        let rows = (start..).take(count).zip(weights.chunks_exact_mut(dim));
+        let shape = &store.tables[table];
+        let (dim, state_floats) = (shape.config.dim, store.state_floats());
+        let Self { parts, pools, lower, .. } = self;
+        let mut plan = lower.as_mut().map(PlanBuilder::new);
         let mut arriving = Vec::new();
-        match self.tables[table].place {
-            Place::Resident(at) => {
-                let home = &self.resident[at];
-                for (row, out) in rows {
-                    if home.present.contains(row) {
-                        out.copy_from_slice(&home.weights.as_f32()[row as usize * dim..][..dim]);
-                    } else {
-                        store.initialise(table, row, out);
-                    }
-                }
-                state.copy_from_slice(&home.state.as_f32()[start as usize * state_floats..][..count * state_floats]);
-                return Ok(());
+        for (position, out) in weights.chunks_exact_mut(dim).enumerate() {
+            let table_row = start + position as u64;
+            let (part, row) = shape.part_of(parts, table_row);
+            let state_out = &mut state[position * state_floats..(position + 1) * state_floats];
+            let pool = &pools[shape.pool];
+            let (place, is_below) = match &parts[part].place {
+                Place::Resident { first, present } => (present.contains(row).then(|| first + row as u32), false),
+                Place::Pooled { .. } => (pool.get(row_key(part, row)), true),
+            };
+            if let Some(place) = place {
+                let (row_weights, row_state) = pool.row(place);
+                out.copy_from_slice(row_weights);
+                state_out.copy_from_slice(row_state);
+            } else if let Some(found) = plan.as_mut().filter(|_| is_below).and_then(|plan| plan.peek_row(part, row)) {
+                arriving.push((position, found));
+            } else {
+                store.initialise(table, table_row, out);
+                state_out.fill(0.0);
             }
-            Place::Pooled(at) => {
-                let tiers = self.block_tiers.as_mut().expect("a store with pools has block tiers");
-                let mut plan = PlanBuilder::new(tiers);
-                for (position, (row, out)) in rows.enumerate() {
-                    let state_out = &mut state[position * state_floats..(position + 1) * state_floats];
-                    if let Some(slot) = self.pools[at].slots.get(row_key(table, row)) {
-                        let (row_weights, row_state) = self.pools[at].row(slot);
-                        out.copy_from_slice(row_weights);
-                        state_out.copy_from_slice(row_state);
-                    } else if plan.row_is_present(table, row) {
-                        let (frame, offset) = plan.peek_row(table, row);
-                        arriving.push((position, frame, offset));
-                    } else {
-                        store.initialise(table, row, out);
-                        state_out.fill(0.0);
-                    }
-                }
-                let (job, places, _) = plan.build(None, store.memory(), |_, _, _| ());
-                let outcome = store.submit(job, false).0.take();
-                let JobDone { buffer, .. } = self.poison(outcome)?;
-                for (position, frame, offset) in arriving {
-                    let image = &buffer.as_f32()[(places[frame] + offset) / size_of::<f32>()..];
-                    weights[position * dim..(position + 1) * dim].copy_from_slice(&image[..dim]);
-                    state[position * state_floats..(position + 1) * state_floats]
-                        .copy_from_slice(&image[dim..dim + state_floats]);
-                }
-            }
+        }
+        let Some(plan) = plan.filter(|plan| !plan.is_empty()) else { return Ok(()) };
+        let (mut job, places) = plan.build(None);
+        let nbytes = pools[shape.pool].row_bytes();
+        job.kept = arriving.iter().map(|(_, found)| (places[found.frame] + found.offset, nbytes)).collect();
+        let done = store.submit(job, true, None).0.take()?;
+        let images = done.kept.as_f32().chunks_exact(dim + state_floats);
+        for ((position, _), image) in arriving.iter().zip(images) {
+            weights[position * dim..(position + 1) * dim].copy_from_slice(&image[..dim]);
+            state[position * state_floats..(position + 1) * state_floats].copy_from_slice(&image[dim..]);
         }
         Ok(())
     }
@@ -121,67 +129,38 @@ impl State {
         store: &Store,
         table: usize,
         start: u64,
-        count: usize,
         weights: &[f32],
         state: Option<&[f32]>,
     ) -> Result<()> {
-        let dim = self.tables[table].config.dim;
-        let state_floats = store.config.optimizer.state_floats();
+        let shape = &store.tables[table];
+        let (dim, state_floats) = (shape.config.dim, store.state_floats());
         let zeros = vec![0.0; state_floats];
-        let state_of = |position: usize| {
-            state.map_or(&zeros[..], |all| &all[position * state_floats..(position + 1) * state_floats])
-        };
-        let rows = (start..).take(count).zip(weights.chunks_exact(dim)).enumerate();
-        match self.tables[table].place {
-            Place::Resident(at) => {
-                let home = &mut self.resident[at];
-                for (position, (row, values)) in rows {
-                    home.present.insert(row);
-                    home.weights.as_f32_mut()[row as usize * dim..][..dim].copy_from_slice(values);
-                    home.state.as_f32_mut()[row as usize * state_floats..][..state_floats]
-                        .copy_from_slice(state_of(position));
+        self.make_log_room(store, weights.len() / dim)?;
+        let Self { parts, pools, lower, .. } = self;
+        let pool = &mut pools[shape.pool];
+        let mut plan = lower.as_mut().map(PlanBuilder::new);
+        for (position, values) in weights.chunks_exact(dim).enumerate() {
+            let (part, row) = shape.part_of(parts, start + position as u64);
+            let state_values =
+                state.map_or(&zeros[..], |all| &all[position * state_floats..(position + 1) * state_floats]);
+            let place = match &mut parts[part].place {
+                Place::Resident { first, present } => {
+                    present.insert(row);
+                    Some(*first + row as u32)
                 }
-                Ok(())
-            }
-            Place::Pooled(at) => {
-                let tiers = self.block_tiers.as_mut().expect("a store with pools has block tiers");
-                let mut plan = PlanBuilder::new(tiers);
-                for (position, (row, values)) in rows {
-                    if let Some(slot) = self.pools[at].slots.get(row_key(table, row)) {
-                        let (row_weights, row_state) = self.pools[at].row_mut(slot);
-                        row_weights.copy_from_slice(values);
-                        row_state.copy_from_slice(state_of(position));
-                        self.pools[at].dirty.insert(u64::from(slot));
-                    } else {
-                        plan.write_row(table, row, values, state_of(position));
-                    }
-                }
-                let (job, _, _) =
-                    plan.build(None, store.memory(), |table, row, weights| store.initialise(table, row, weights));
-                let outcome = store.submit(job, false).0.take().map(drop);
-                self.poison(outcome)
+                Place::Pooled { .. } => pool.get(row_key(part, row)),
+            };
+            if let Some(place) = place {
+                let (row_weights, row_state) = pool.row_mut(place);
+                row_weights.copy_from_slice(values);
+                row_state.copy_from_slice(state_values);
+                pool.mark_dirty(place);
+            } else if let Some(plan) = plan.as_mut() {
+                plan.write_row(part, row, values, state_values, true);
             }
         }
-    }
-
-    /// Queues a write-back of every changed row in memory. Every admitted ticket was filled.
-    pub(super) fn flush(&mut self, store: &Store) {
-        let Self { pools, block_tiers, .. } = self;
-        let Some(tiers) = block_tiers.as_mut() else { return };
-        let mut plan = PlanBuilder::new(tiers);
-        for pool in pools {
-            for slot in pool.dirty.iter().collect::<Vec<_>>() {
-                let (table, row) = crate::tier::split_row_key(pool.slots.key(slot as u32));
-                let (weights, state) = pool.row(slot as u32);
-                plan.write_row(table, row, weights, state);
-                pool.dirty.remove(slot);
-            }
-        }
-        if !plan.is_empty() {
-            let (job, _, counts) = plan.build(Some(store.clock.now_ns()), store.memory(), |table, row, weights| {
-                store.initialise(table, row, weights);
-            });
-            self.send_down(store, job, &counts);
-        }
+        let Some(plan) = plan.filter(|plan| !plan.is_empty()) else { return Ok(()) };
+        let (job, _) = plan.build(None);
+        store.submit(job, false, None).0.wait()
     }
 }

@@ -1,10 +1,10 @@
-//! What a store did, per tier.
+//! What a store did, per tier and per table.
 
 use super::Store;
 use crate::backend::BackendInfo;
 use crate::device::{DeviceStats, Lateness};
 use crate::error::{Error, ErrorKind, Result};
-use crate::tier::PlanCounts;
+use crate::tier::{LowerTiers, PartCounts, RowPool};
 
 /// Memory of a store, by purpose.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -15,7 +15,7 @@ pub struct MemoryReport {
     pub cached_bytes: u64,
     /// Room for rows in flight.
     pub staging_bytes: u64,
-    /// Keys, links, indices, dirty and presence bits.
+    /// Keys, policies, indices, locations, dirty and presence bits.
     pub metadata_bytes: u64,
     /// The limit that the sum keeps.
     pub limit_bytes: Option<u64>,
@@ -44,43 +44,15 @@ impl MemoryReport {
     }
 }
 
-/// Counters of rows, over all tables.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+/// Counters of one table in the fastest tier.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Counters {
-    /// Ids looked up.
     pub(super) asked_rows: u64,
-    /// Distinct rows per ticket, summed.
     pub(super) unique_rows: u64,
-    /// Of these, rows that another ticket had in flight.
     pub(super) in_flight_hits: u64,
-    /// Rows found per tier, the fastest first.
-    pub(super) tier_hits: Vec<u64>,
-    /// Rows that did not exist yet.
-    pub(super) initialised: u64,
-    /// Row images sent down from the fastest tier.
-    pub(super) rows_written_back: u64,
-    /// Blocks read to change a part of them.
-    pub(super) read_modify_writes: u64,
-    /// Bytes of the rows that were asked of each tier.
-    pub(super) asked_bytes: Vec<u64>,
-}
-
-impl Counters {
-    pub(super) fn new(tiers: usize) -> Self {
-        Self { tier_hits: vec![0; tiers], asked_bytes: vec![0; tiers], ..Self::default() }
-    }
-}
-
-impl Counters {
-    /// Adds what a plan does.
-    pub(super) fn add_plan(&mut self, counts: &PlanCounts) {
-        for (block_tier, (&hits, &nbytes)) in counts.row_hits.iter().zip(&counts.asked_bytes).enumerate() {
-            self.tier_hits[block_tier + 1] += hits;
-            self.asked_bytes[block_tier + 1] += nbytes;
-        }
-        self.rows_written_back += counts.rows_written_back;
-        self.read_modify_writes += counts.read_modify_writes;
-    }
+    pub(super) memory_hits: u64,
+    pub(super) initialised_rows: u64,
+    pub(super) memory_bytes: u64,
 }
 
 /// One tier.
@@ -88,7 +60,7 @@ impl Counters {
 pub struct TierStats {
     /// Name of the tier.
     pub name: String,
-    /// Rows (fastest tier) or blocks (middle tier) that it holds between batches now; 0 for the home tier.
+    /// Rows (byte-addressable) or blocks (block device) that it caches between batches now.
     pub held: u64,
     /// Distinct rows that exist and were looked for in this tier.
     pub probed_rows: u64,
@@ -98,6 +70,27 @@ pub struct TierStats {
     pub asked_bytes: u64,
     /// The device.
     pub device: DeviceStats,
+}
+
+/// One table.
+#[derive(Debug, Clone)]
+pub struct TableStats {
+    /// Name of the table.
+    pub name: String,
+    /// Ids looked up.
+    pub asked_rows: u64,
+    /// Distinct rows per ticket, summed.
+    pub unique_rows: u64,
+    /// Distinct rows that another ticket already had in flight; they count as hits of the fastest tier.
+    pub in_flight_hits: u64,
+    /// Rows that came into being.
+    pub initialised_rows: u64,
+    /// Row images sent down from memory.
+    pub rows_written_back: u64,
+    /// Blocks read to change a part of them.
+    pub read_modify_writes: u64,
+    /// Tiers, the fastest first; of that one only rows and the bytes that were asked for are counted.
+    pub tiers: Vec<PartCounts>,
 }
 
 /// A store.
@@ -117,6 +110,14 @@ pub struct StoreStats {
     pub rows_written_back: u64,
     /// Blocks read to change a part of them.
     pub read_modify_writes: u64,
+    /// Rows that compaction of logs moved.
+    pub rows_compacted: u64,
+    /// Times that a plan waited for compaction.
+    pub compaction_stalls: u64,
+    /// Gradient values that were not finite.
+    pub non_finite_values: u64,
+    /// Rows in memory that are newer than below.
+    pub dirty_rows: u64,
     /// Memory by purpose.
     pub memory: MemoryReport,
     /// How punctual a wall-clock run was.
@@ -126,13 +127,47 @@ pub struct StoreStats {
 }
 
 impl Store {
+    /// Everything counted so far, by table.
+    pub fn table_stats(&self) -> Result<Vec<TableStats>> {
+        let state = self.lock()?;
+        let stats = |(number, table): (usize, &super::Table)| {
+            let counters = &state.counters[number];
+            let parts = table.first_part..table.first_part + table.parts;
+            let lower = state.lower.as_ref();
+            let sum =
+                |counts: fn(&LowerTiers) -> &[u64]| lower.map_or(0, |lower| counts(lower)[parts.clone()].iter().sum());
+            let memory = PartCounts {
+                probed_rows: counters.unique_rows - counters.initialised_rows,
+                hit_rows: counters.memory_hits,
+                asked_bytes: counters.memory_bytes,
+                ..PartCounts::default()
+            };
+            let below = (0..lower.map_or(0, LowerTiers::len)).map(|tier| {
+                let mut counts = PartCounts::default();
+                if let Some(lower) = lower {
+                    parts.clone().for_each(|part| counts.add(&lower.counts[part * lower.len() + tier]));
+                }
+                counts
+            });
+            TableStats {
+                name: table.config.name.clone(),
+                asked_rows: counters.asked_rows,
+                unique_rows: counters.unique_rows,
+                in_flight_hits: counters.in_flight_hits,
+                initialised_rows: counters.initialised_rows,
+                tiers: std::iter::once(memory).chain(below).collect(),
+                rows_written_back: sum(|lower| &lower.rows_written_back),
+                read_modify_writes: sum(|lower| &lower.read_modify_writes),
+            }
+        };
+        Ok(self.tables.iter().enumerate().map(stats).collect())
+    }
+
     /// Everything counted so far.
     pub fn stats(&self) -> Result<StoreStats> {
+        let tables = self.table_stats()?;
         let state = self.lock()?;
         let now_ns = self.clock.now_ns();
-        let counters = &state.counters;
-        // Rows that come into being are found nowhere and cost no device read.
-        let mut probed = counters.unique_rows - counters.initialised;
         let mut tiers = Vec::new();
         let in_memory = self.memory.resident_bytes + self.memory.cached_bytes + self.memory.staging_bytes;
         let mut schedule = self.schedule();
@@ -140,43 +175,38 @@ impl Store {
             schedule.advance_to(now_ns);
         }
         for (position, config) in self.config.tiers.iter().enumerate() {
-            let hits = counters.tier_hits[position];
             let (info, snapshot, held, occupied) = if position == 0 {
-                let info = BackendInfo::new("ram");
-                (
-                    info,
-                    state.memory.snapshot(0),
-                    state.pools.iter().map(|pool| pool.slots.listed() as u64).sum(),
-                    in_memory,
-                )
+                let held = state.pools.iter().map(|pool| pool.cached() as u64).sum();
+                (BackendInfo::new("ram"), state.memory.snapshot(0), held, in_memory)
             } else {
-                let worker = self.worker.as_ref().expect("a store with block tiers has a worker");
-                let middle = state.block_tiers.as_ref().and_then(|tiers| tiers.middle.get(position - 1));
-                (
-                    worker.backends()[position - 1].info(),
-                    schedule.snapshot(position - 1),
-                    middle.map_or(0, |cache| cache.len() as u64),
-                    worker.backends()[position - 1].len_bytes(),
-                )
+                let worker = self.worker.as_ref().expect("a store with lower tiers has a worker");
+                let backend = &worker.backends()[position - 1];
+                let held = state.lower.as_ref().map_or(0, |lower| lower.caches[position - 1].len() as u64);
+                (backend.info(), schedule.snapshot(position - 1), held, backend.len_bytes())
             };
+            let sum = |of: fn(&PartCounts) -> u64| tables.iter().map(|table| of(&table.tiers[position])).sum();
             tiers.push(TierStats {
                 name: config.name.clone(),
                 held,
-                probed_rows: probed,
-                hit_rows: hits,
-                asked_bytes: counters.asked_bytes[position],
+                probed_rows: sum(|tier| tier.probed_rows),
+                hit_rows: sum(|tier| tier.hit_rows),
+                asked_bytes: sum(|tier| tier.asked_bytes),
                 device: DeviceStats::new(&config.device, info, snapshot, now_ns, occupied),
             });
-            probed = probed.saturating_sub(hits);
         }
+        let sum = |of: fn(&TableStats) -> u64| tables.iter().map(of).sum();
         Ok(StoreStats {
             tiers,
-            asked_rows: counters.asked_rows,
-            unique_rows: counters.unique_rows,
-            in_flight_hits: counters.in_flight_hits,
-            initialised_rows: counters.initialised,
-            rows_written_back: counters.rows_written_back,
-            read_modify_writes: counters.read_modify_writes,
+            asked_rows: sum(|table| table.asked_rows),
+            unique_rows: sum(|table| table.unique_rows),
+            in_flight_hits: sum(|table| table.in_flight_hits),
+            initialised_rows: sum(|table| table.initialised_rows),
+            rows_written_back: sum(|table| table.rows_written_back),
+            read_modify_writes: sum(|table| table.read_modify_writes),
+            rows_compacted: state.compactions.iter().map(|compaction| compaction.moved_rows).sum(),
+            compaction_stalls: state.compactions.iter().map(|compaction| compaction.stalls).sum(),
+            non_finite_values: state.non_finite_values,
+            dirty_rows: state.pools.iter().map(RowPool::dirty_count).sum(),
             memory: self.memory,
             lateness: state.lateness.clone(),
             open_tickets: state.tickets.len(),

@@ -1,13 +1,17 @@
 //! Tickets: the rows of one prefetched batch, from the request to the release.
 
-use std::collections::HashSet;
 use std::sync::Arc;
+use std::thread::ThreadId;
+use std::time::Duration;
 
-use super::{Place, State, Store, WRITE_BACK_JOBS_MAX, no_table};
-use crate::backend::AlignedBuffer;
+use super::parts::Place;
+use super::{State, Store, WRITE_BACK_JOBS_MAX};
 use crate::device::{BatchHandle, Operation, Request};
 use crate::error::{Error, ErrorKind, Result};
-use crate::tier::{Job, JobHandle, PlanBuilder, PlanCounts, Transfer, row_key, split_row_key};
+use crate::tier::{Job, JobHandle, Transfer};
+
+/// How often a thread that waits for staging memory asks whether it was interrupted.
+const INTERRUPT_INTERVAL: Duration = Duration::from_millis(50);
 
 /// One lookup of a batch: `offsets[b]` is the first position of bag `b` in `ids`.
 #[derive(Debug, Clone, Copy)]
@@ -24,67 +28,75 @@ pub struct Lookup<'a> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TicketId(pub u64);
 
-/// A lookup after its rows have slots.
+/// A lookup after its rows have places.
 #[derive(Debug)]
 pub(super) struct LookupPlan {
     pub(super) table: usize,
-    pub(super) slots: Vec<u32>,
+    /// Of each position, in the pool of the table.
+    pub(super) places: Vec<u32>,
     pub(super) offsets: Vec<u32>,
 }
 
-/// A checked lookup that has no slots yet.
-struct QueuedLookup {
-    table: usize,
-    rows: Vec<u64>,
-    offsets: Vec<u32>,
+/// A checked lookup that has no places yet.
+pub(super) struct QueuedLookup {
+    pub(super) table: usize,
+    pub(super) rows: Vec<u64>,
+    pub(super) offsets: Vec<u32>,
 }
 
-/// A row that arrives with the ticket's job.
-struct Fill {
-    pool: usize,
-    slot: u32,
-    frame: usize,
-    offset: usize,
-}
-
-/// A transfer of a wall-clock run, to be recorded once it is delivered.
+/// Rows that were filled in and that nobody has waited for yet.
 pub(super) struct Arrived {
+    ticket: u64,
+    /// In virtual time their completion is asked for when somebody waits, so that filling them in earlier changes nothing.
+    reads: Option<BatchHandle>,
     requests: u64,
     submitted_ns: u64,
     due_ns: u64,
     ready_ns: u64,
 }
 
+/// Released tickets that nobody waited for may leave so many of these.
+const ARRIVED_MAX: usize = 1024;
+
 /// Bytes on their way.
-struct Arrival {
-    job: JobHandle,
+pub(super) struct Arrival {
+    pub(super) job: JobHandle,
     /// Completion of the reads in virtual time.
-    reads: Option<BatchHandle>,
-    fills: Vec<Fill>,
-    /// Place of each frame in the job's memory.
-    places: Vec<usize>,
-    requests: u64,
-    submitted_ns: u64,
+    pub(super) reads: Option<BatchHandle>,
+    /// Pool and place of each row that arrives, in the order of the outcome.
+    pub(super) fills: Vec<(usize, u32)>,
+    pub(super) requests: u64,
+    pub(super) submitted_ns: u64,
 }
 
 pub(super) struct Ticket {
-    queued: Option<Vec<QueuedLookup>>,
+    pub(super) queued: Option<Vec<QueuedLookup>>,
     pub(super) lookups: Vec<Arc<LookupPlan>>,
-    pins: Vec<(usize, u32)>,
-    arrival: Option<Arrival>,
+    /// Pool and place of each row that it holds.
+    pub(super) pins: Vec<(usize, u32)>,
+    pub(super) arrival: Option<Arrival>,
     /// Lookups whose gradients wait for a step.
     pub(super) pending: usize,
     /// Released by its owner; goes when `pending` is zero.
     pub(super) abandoned: bool,
+    /// Who fetched it, or waited for it last.
+    holder: ThreadId,
 }
 
 impl Ticket {
     fn new(queued: Vec<QueuedLookup>) -> Self {
-        let queued = Some(queued);
-        Self { queued, lookups: Vec::new(), pins: Vec::new(), arrival: None, pending: 0, abandoned: false }
+        Self {
+            queued: Some(queued),
+            lookups: Vec::new(),
+            pins: Vec::new(),
+            arrival: None,
+            pending: 0,
+            abandoned: false,
+            holder: std::thread::current().id(),
+        }
     }
 
-    /// Whether its rows have slots.
+    /// Whether its rows have places.
     pub(super) fn is_admitted(&self) -> bool {
         self.queued.is_none()
     }
@@ -106,29 +118,54 @@ impl Store {
     /// Queues the rows of a batch and returns at once. Tickets get their rows in order; one that
     /// finds no room in staging memory gets them as earlier tickets are released.
     pub fn prefetch(&self, lookups: &[Lookup<'_>]) -> Result<TicketId> {
+        let queued = lookups.iter().map(|lookup| self.check_lookup(lookup)).collect::<Result<Vec<_>>>()?;
         let mut state = self.lock()?;
-        let queued = lookups.iter().map(|lookup| state.check_lookup(lookup)).collect::<Result<Vec<_>>>()?;
-        self.check_fits(&state, &queued)?;
+        state.check_fits(self, &queued)?;
         let id = state.next_ticket;
         state.next_ticket += 1;
         state.tickets.insert(id, Ticket::new(queued));
-        state.admit_in_order(self);
+        if let Err(error) = state.admit_in_order(self) {
+            state.tickets.remove(&id);
+            return Err(error);
+        }
         Ok(TicketId(id))
     }
 
-    /// Returns when the rows of a ticket are in memory, and on a wall clock when they are due.
-    pub fn wait(&self, ticket: TicketId) -> Result<()> {
+    /// Tells the policies which rows a batch will ask for that is prefetched later. Batches are announced in the order
+    /// in which they are prefetched, each before its prefetch.
+    ///
+    /// # Errors
+    ///
+    /// `Capacity` if more batches are announced than a policy can hold.
+    pub fn announce(&self, lookups: &[Lookup<'_>]) -> Result<()> {
+        let queued = lookups.iter().map(|lookup| self.check_lookup(lookup)).collect::<Result<Vec<_>>>()?;
+        self.lock()?.announce(self, &queued)
+    }
+
+    /// Returns when the rows of a ticket are in memory, and on a wall clock when they are due. Blocks while earlier
+    /// tickets hold the staging memory that this one needs; `is_interrupted` is asked now and then.
+    ///
+    /// # Errors
+    ///
+    /// `Capacity` if only the calling thread could give that memory back; the error of a tier, which another call tries again.
+    pub fn wait(&self, ticket: TicketId, is_interrupted: &dyn Fn() -> bool) -> Result<()> {
+        self.wait_for_room(ticket, is_interrupted)?;
         self.fill_through(ticket)?;
-        let (due_ns, arrivals) = {
+        let mut arrived: Vec<Arrived> = {
             let mut state = self.lock()?;
-            (state.arrived_ns, std::mem::take(&mut state.arrivals))
+            state.arrived.extract_if(.., |arrived| arrived.ticket <= ticket.0).collect()
         };
+        for arrived in &mut arrived {
+            if let Some(reads) = arrived.reads.take() {
+                arrived.due_ns = self.schedule().finish(reads);
+            }
+        }
         let asked_ns = self.clock.now_ns();
-        self.clock.wait_until(due_ns);
-        if !arrivals.is_empty() {
+        self.clock.wait_until(arrived.iter().map(|arrived| arrived.due_ns).max().unwrap_or(0));
+        if !self.clock.is_virtual() {
             let now_ns = self.clock.now_ns();
             let mut state = self.lock()?;
-            for arrived in arrivals {
+            for arrived in arrived.iter().filter(|arrived| arrived.requests > 0) {
                 // Whoever asks later than the due time gets at once what was ready before.
                 let delivered_ns = if asked_ns < arrived.due_ns { now_ns } else { arrived.ready_ns };
                 state.lateness.record(arrived.requests, arrived.submitted_ns, arrived.due_ns, delivered_ns);
@@ -137,8 +174,45 @@ impl Store {
         Ok(())
     }
 
+    fn wait_for_room(&self, ticket: TicketId, is_interrupted: &dyn Fn() -> bool) -> Result<()> {
+        let me = std::thread::current().id();
+        let mut state = self.lock()?;
+        loop {
+            let entry = state.tickets.get_mut(&ticket.0).ok_or_else(|| unknown(ticket))?;
+            entry.holder = me;
+            if entry.is_admitted() {
+                return Ok(());
+            }
+            if state.tickets.range(..ticket.0).all(|(_, earlier)| earlier.holder == me) {
+                return Err(Error::new(
+                    ErrorKind::Capacity,
+                    "the ticket waits for staging memory that earlier tickets of this thread hold; release them first, \
+                     or raise staging_bytes",
+                )
+                .with_context("ticket", ticket.0)
+                .with_context("open_tickets", state.tickets.len()));
+            }
+            if is_interrupted() {
+                return Err(Error::new(ErrorKind::Io, "waiting for staging memory was interrupted"));
+            }
+            state = self
+                .room
+                .wait_timeout(state, INTERRUPT_INTERVAL)
+                .map_or_else(|error| error.into_inner().0, |pair| pair.0);
+            if state.closed {
+                drop(state);
+                return self.lock().map(drop);
+            }
+        }
+    }
+
     /// Gives the rows of a ticket back: they may stay cached, and changed ones that do not are
     /// written down. With gradients still waiting for a step, this happens at that step.
+    ///
+    /// # Errors
+    ///
+    /// That of a tier: of a read, after which the ticket is still open, or of an earlier write-back, which is kept and
+    /// tried again by a later call.
     pub fn release(&self, ticket: TicketId) -> Result<()> {
         {
             let mut state = self.lock()?;
@@ -149,50 +223,56 @@ impl Store {
             }
             if entry.queued.is_some() {
                 state.tickets.remove(&ticket.0);
-                state.admit_in_order(self);
+                state.admit_in_order(self)?;
+                self.room.notify_all();
                 return Ok(());
             }
         }
         self.fill_through(ticket)?;
-        let excess: Vec<JobHandle> = {
+        let oldest = {
             let mut state = self.lock()?;
-            let entry = state.tickets.remove(&ticket.0).ok_or_else(|| unknown(ticket))?;
-            for &(pool, slot) in &entry.pins {
-                state.pools[pool].slots.unpin(slot);
+            let entry = state.tickets.get_mut(&ticket.0).ok_or_else(|| unknown(ticket))?;
+            let mut pins = std::mem::take(&mut entry.pins);
+            let given_back = state.give_back(self, &mut pins);
+            if let Err(error) = given_back {
+                if let Some(entry) = state.tickets.get_mut(&ticket.0) {
+                    entry.pins = pins;
+                }
+                return Err(error);
             }
-            state.write_back_victims(self);
-            state.admit_in_order(self);
-            let count = state.write_backs.len().saturating_sub(WRITE_BACK_JOBS_MAX);
-            state.write_backs.drain(..count).collect()
+            state.tickets.remove(&ticket.0);
+            self.room.notify_all();
+            state.admit_in_order(self)?;
+            let excess = state.write_backs.len().saturating_sub(WRITE_BACK_JOBS_MAX);
+            excess.checked_sub(1).map(|last| state.write_backs[last].clone())
         };
-        // The lock is free while the oldest write-back finishes: another thread may prefetch.
-        for job in excess {
-            let outcome = job.take().map(drop);
-            if outcome.is_err() {
-                return self.lock()?.poison(outcome);
-            }
+        // The lock is free while the oldest write-backs finish: another thread may prefetch.
+        if let Some(oldest) = oldest {
+            oldest.wait()?;
+            self.lock()?.settle_write_backs(WRITE_BACK_JOBS_MAX)?;
         }
         Ok(())
     }
 
     /// The most ids one forward-only lookup of this table may have so that it fits in staging memory.
     pub fn chunk_rows(&self, table: usize) -> Result<usize> {
-        match self.places.get(table) {
-            None => Err(no_table(table, self.places.len())),
-            Some(Place::Resident(_)) => Ok(usize::MAX >> 1),
-            Some(Place::Pooled(pool)) => Ok(self.staging_rows[*pool]),
+        let table = self.table(table)?;
+        let state = self.lock()?;
+        let mut parts = state.parts[table.first_part..table.first_part + table.parts].iter();
+        if parts.all(|part| matches!(part.place, Place::Resident { .. })) {
+            return Ok(usize::MAX >> 1);
         }
+        Ok(state.pools[table.pool].size().staging_rows)
     }
 
-    /// Copies what has arrived for this ticket and all before it into their slots.
+    /// Copies what has arrived for this ticket and all before it into their places.
     pub(super) fn fill_through(&self, ticket: TicketId) -> Result<()> {
         let jobs: Vec<JobHandle> = {
             let state = self.lock()?;
             let entry = state.tickets.get(&ticket.0).ok_or_else(|| unknown(ticket))?;
-            if entry.queued.is_some() {
-                return Err(Error::new(ErrorKind::Capacity, "the ticket waits for staging memory that earlier tickets hold; release them first, or raise staging_bytes")
-                    .with_context("ticket", ticket.0)
-                    .with_context("open_tickets", state.tickets.len()));
+            if !entry.is_admitted() {
+                return Err(Error::new(ErrorKind::Input, "the ticket was not waited for; call wait() first")
+                    .with_context("ticket", ticket.0));
             }
             state
                 .tickets
@@ -201,75 +281,55 @@ impl Store {
                 .collect()
         };
         for job in jobs {
-            job.wait();
+            job.wait()?;
         }
         let mut state = self.lock()?;
         let arrived: Vec<u64> =
             state.tickets.range(..=ticket.0).filter(|(_, entry)| entry.arrival.is_some()).map(|(&id, _)| id).collect();
         for id in arrived {
-            let filled = state.fill(self, id);
-            state.poison(filled)?;
-        }
-        Ok(())
-    }
-
-    /// A ticket that needs more than all of staging memory can never be admitted.
-    fn check_fits(&self, state: &State, queued: &[QueuedLookup]) -> Result<()> {
-        for (pool, &staging_rows) in self.staging_rows.iter().enumerate() {
-            let mine =
-                |lookup: &&QueuedLookup| matches!(state.tables[lookup.table].place, Place::Pooled(of) if of == pool);
-            let positions: usize = queued.iter().filter(mine).map(|lookup| lookup.rows.len()).sum();
-            if positions <= staging_rows {
-                continue;
-            }
-            let keys: HashSet<u64> = queued
-                .iter()
-                .filter(mine)
-                .flat_map(|lookup| lookup.rows.iter().map(|&row| row_key(lookup.table, row)))
-                .collect();
-            if keys.len() > staging_rows {
-                let row_bytes = state.pools[pool].row_bytes();
-                return Err(Error::new(
-                    ErrorKind::Capacity,
-                    "a batch needs more rows than staging memory holds; raise staging_bytes or use smaller batches",
-                )
-                .with_context("needed_bytes", keys.len() * row_bytes)
-                .with_context("staging_bytes", staging_rows * row_bytes));
-            }
+            state.fill(self, id)?;
         }
         Ok(())
     }
 
     /// Gives a job to the I/O thread and its requests to the timing model.
-    pub(super) fn submit(&self, job: Job, keep_reads: bool) -> (JobHandle, Option<BatchHandle>) {
-        let worker = self.worker.as_ref().expect("a store with block tiers has a worker");
+    /// It begins when `after` has completed.
+    pub(super) fn submit(
+        &self,
+        job: Job,
+        is_taken: bool,
+        after: Option<BatchHandle>,
+    ) -> (JobHandle, Option<BatchHandle>) {
+        let worker = self.worker.as_ref().expect("a store with lower tiers has a worker");
         let mut handle = None;
         if let Some(now_ns) = job.submitted_ns.filter(|_| self.clock.is_virtual()) {
             let requests = |transfers: &[Transfer], operation| -> Vec<Request> {
                 transfers.iter().map(|transfer| transfer.request(operation)).collect()
             };
             let mut schedule = self.schedule();
-            let reads = schedule.submit(now_ns, &requests(&job.reads, Operation::Read));
+            let reads = requests(&job.reads, Operation::Read);
+            let reads = match after {
+                Some(before) if reads.is_empty() => before,
+                Some(before) => {
+                    let reads = schedule.submit_after(before, now_ns, reads);
+                    schedule.detach(before);
+                    reads
+                }
+                None => schedule.submit(now_ns, &reads),
+            };
             if !job.writes.is_empty() {
                 let writes = schedule.submit_after(reads, now_ns, requests(&job.writes, Operation::Write));
                 schedule.detach(writes);
             }
-            if keep_reads {
+            if is_taken {
                 handle = Some(reads);
             } else {
                 schedule.detach(reads);
             }
         }
-        (worker.submit(job), handle)
+        (worker.submit(job, is_taken), handle)
     }
 
-    /// Where jobs get their memory.
-    pub(super) fn memory(&self) -> impl FnOnce(usize) -> AlignedBuffer + use<'_> {
-        |nbytes| self.worker.as_ref().map_or_else(|| AlignedBuffer::zeroed(nbytes), |worker| worker.buffer(nbytes))
-    }
-}
-
-impl State {
     fn check_lookup(&self, lookup: &Lookup<'_>) -> Result<QueuedLookup> {
         let table = self.table(lookup.table)?;
         let place = |error: Error| error.with_context("table", &table.config.name);
@@ -307,157 +367,29 @@ impl State {
         });
         Ok(QueuedLookup { table: lookup.table, rows: rows.collect::<Result<_>>()?, offsets })
     }
+}
 
-    /// Admits queued tickets, the oldest first, while staging memory has room.
-    pub(super) fn admit_in_order(&mut self, store: &Store) {
-        loop {
-            let Some((&id, ticket)) = self.tickets.iter().find(|(_, ticket)| ticket.queued.is_some()) else { return };
-            let Some(queued) = ticket.queued.as_ref() else { return };
-            if !self.has_room(queued) {
-                return;
-            }
-            let ticket = self.tickets.get_mut(&id).expect("found above");
-            let queued = ticket.queued.take().expect("found above");
-            self.admit(store, id, queued);
-        }
-    }
-
-    /// Whether the rows that are not yet in flight fit in what is left of staging memory.
-    fn has_room(&self, queued: &[QueuedLookup]) -> bool {
-        self.pools.iter().enumerate().all(|(position, pool)| {
-            let mine =
-                |lookup: &&QueuedLookup| matches!(self.tables[lookup.table].place, Place::Pooled(of) if of == position);
-            let room = pool.staging_rows() - pool.slots.pinned();
-            let positions: usize = queued.iter().filter(mine).map(|lookup| lookup.rows.len()).sum();
-            if positions <= room {
-                return true;
-            }
-            let not_in_flight = |&key: &u64| pool.slots.get(key).is_none_or(|slot| !pool.slots.is_pinned(slot));
-            let keys =
-                queued.iter().filter(mine).flat_map(|lookup| lookup.rows.iter().map(|&row| row_key(lookup.table, row)));
-            keys.filter(not_in_flight).collect::<HashSet<u64>>().len() <= room
-        })
-    }
-
-    fn admit(&mut self, store: &Store, id: u64, queued: Vec<QueuedLookup>) {
-        let mut lookups = Vec::with_capacity(queued.len());
-        let (mut pins, mut fills) = (Vec::new(), Vec::new());
-        let Self { tables, resident, pools, block_tiers, counters, .. } = self;
-        let mut plan = block_tiers.as_mut().map(PlanBuilder::new);
-        for QueuedLookup { table, rows, offsets } in queued {
-            counters.asked_rows += rows.len() as u64;
-            let slots = match tables[table].place {
-                Place::Resident(at) => {
-                    let home = &mut resident[at];
-                    let dim = tables[table].config.dim;
-                    for &row in &rows {
-                        if home.present.insert(row) {
-                            let start = row as usize * dim;
-                            store.initialise(table, row, &mut home.weights.as_f32_mut()[start..start + dim]);
-                            counters.initialised += 1;
-                        } else {
-                            counters.tier_hits[0] += 1;
-                        }
-                    }
-                    // Nothing is deduplicated where a row is where it stays.
-                    counters.unique_rows += rows.len() as u64;
-                    rows.iter().map(|&row| row as u32).collect()
-                }
-                Place::Pooled(at) => {
-                    let pool = &mut pools[at];
-                    let plan = plan.as_mut().expect("a store with pools has block tiers");
-                    let slots = rows.iter().map(|&row| {
-                        let key = row_key(table, row);
-                        if let Some(slot) = pool.slots.get(key) {
-                            if pool.seen.insert(u64::from(slot)) {
-                                counters.in_flight_hits += u64::from(pool.slots.is_pinned(slot));
-                                counters.tier_hits[0] += 1;
-                                pool.slots.pin(slot);
-                                pins.push((at, slot));
-                            }
-                            return slot;
-                        }
-                        let slot = pool.slots.insert_pinned(key).expect("the ticket was admitted because its rows fit");
-                        pool.seen.insert(u64::from(slot));
-                        pins.push((at, slot));
-                        if plan.row_is_present(table, row) {
-                            let (frame, offset) = plan.read_row(table, row);
-                            fills.push(Fill { pool: at, slot, frame, offset });
-                        } else {
-                            let (weights, state) = pool.row_mut(slot);
-                            store.initialise(table, row, weights);
-                            state.fill(0.0);
-                            counters.initialised += 1;
-                        }
-                        slot
-                    });
-                    slots.collect()
-                }
-            };
-            lookups.push(Arc::new(LookupPlan { table, slots, offsets }));
-        }
-        for &(pool, slot) in &pins {
-            pools[pool].seen.remove(u64::from(slot));
-        }
-        counters.unique_rows += pins.len() as u64;
-        let arrival = plan.filter(|plan| !plan.is_empty()).map(|plan| {
-            let submitted_ns = store.clock.now_ns();
-            let (job, places, counts) = plan
-                .build(Some(submitted_ns), store.memory(), |table, row, weights| store.initialise(table, row, weights));
-            counters.add_plan(&counts);
-            let requests = job.reads.len() as u64;
-            let (job, reads) = store.submit(job, true);
-            Arrival { job, reads, fills, places, requests, submitted_ns }
-        });
-        let ticket = self.tickets.get_mut(&id).expect("an admitted ticket exists");
-        ticket.lookups = lookups;
-        ticket.pins = pins;
-        ticket.arrival = arrival;
-    }
-
+impl State {
     fn fill(&mut self, store: &Store, id: u64) -> Result<()> {
         let Some(ticket) = self.tickets.get_mut(&id) else { return Ok(()) };
         let Some(arrival) = ticket.arrival.take() else { return Ok(()) };
         let done = arrival.job.take()?;
-        let due_ns = arrival.reads.map_or(done.due_ns, |reads| store.schedule().finish(reads));
-        self.arrived_ns = self.arrived_ns.max(due_ns);
-        if !store.clock.is_virtual() && arrival.requests > 0 {
-            let Arrival { requests, submitted_ns, .. } = arrival;
-            self.arrivals.push(Arrived { requests, submitted_ns, due_ns, ready_ns: done.ready_ns });
+        if self.arrived.len() == ARRIVED_MAX
+            && let Some(reads) = self.arrived.remove(0).reads
+        {
+            store.schedule().detach(reads);
         }
-        for fill in &arrival.fills {
-            let start = (arrival.places[fill.frame] + fill.offset) / size_of::<f32>();
-            let (weights, state) = self.pools[fill.pool].row_mut(fill.slot);
-            let image = &done.buffer.as_f32()[start..start + weights.len() + state.len()];
+        let Arrival { reads, requests, submitted_ns, .. } = arrival;
+        let (due_ns, ready_ns) = (done.due_ns, done.ready_ns);
+        self.arrived.push(Arrived { ticket: id, reads, requests, submitted_ns, due_ns, ready_ns });
+        let mut images = done.kept.as_f32();
+        for &(pool, place) in &arrival.fills {
+            let (weights, state) = self.pools[pool].row_mut(place);
+            let (image, rest) = images.split_at(weights.len() + state.len());
             weights.copy_from_slice(&image[..weights.len()]);
             state.copy_from_slice(&image[weights.len()..]);
+            images = rest;
         }
         Ok(())
-    }
-
-    /// Brings every cache back within its budget; changed victims go down in one job.
-    fn write_back_victims(&mut self, store: &Store) {
-        let Self { pools, block_tiers, .. } = self;
-        let Some(tiers) = block_tiers.as_mut() else { return };
-        let mut plan = PlanBuilder::new(tiers);
-        for pool in pools {
-            pool.trim(|key, weights, state| {
-                let (table, row) = split_row_key(key);
-                plan.write_row(table, row, weights, state);
-            });
-        }
-        if !plan.is_empty() {
-            let (job, _, counts) = plan.build(Some(store.clock.now_ns()), store.memory(), |table, row, weights| {
-                store.initialise(table, row, weights);
-            });
-            self.send_down(store, job, &counts);
-        }
-    }
-
-    /// Queues a write-back job.
-    pub(super) fn send_down(&mut self, store: &Store, job: Job, counts: &PlanCounts) {
-        self.counters.add_plan(counts);
-        let (job, _) = store.submit(job, false);
-        self.write_backs.push_back(job);
     }
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::ticket::{LookupPlan, TicketId};
-use super::{Place, State, Store};
+use super::{NonFinite, State, Store};
 use crate::device::Operation;
 use crate::embedding::{Contribution, Pooling, coalesce_and_update, gradient_of_sample_weights, pool_rows};
 use crate::error::{Error, ErrorKind, Result};
@@ -30,7 +30,7 @@ pub(super) struct Pending {
 impl Pending {
     fn contribution(&self) -> Contribution<'_> {
         Contribution {
-            slots: &self.plan.slots,
+            slots: &self.plan.places,
             offsets: &self.plan.offsets,
             pooling: self.pooling,
             sample_weights: self.sample_weights.as_deref(),
@@ -44,19 +44,12 @@ impl Store {
     pub fn gather(&self, ticket: TicketId, lookup: usize, pooled: Pooled<'_>, out: &mut [f32]) -> Result<()> {
         let mut state = self.lock()?;
         let plan = state.ready_lookup(ticket, lookup)?;
-        let table = &state.tables[plan.table];
+        let table = &self.tables[plan.table];
         let dim = table.config.dim;
         check_shapes(&plan, dim, pooled, out.len())?;
-        pool_rows(
-            state.weights(table.place),
-            dim,
-            &plan.slots,
-            &plan.offsets,
-            pooled.pooling,
-            pooled.sample_weights,
-            out,
-        );
-        state.charge(self, Operation::Read, plan.slots.len(), dim * size_of::<f32>());
+        let weights = state.pools[table.pool].weights();
+        pool_rows(weights, dim, &plan.places, &plan.offsets, pooled.pooling, pooled.sample_weights, out);
+        state.charge(self, plan.table, Operation::Read, plan.places.len(), dim * size_of::<f32>());
         Ok(())
     }
 
@@ -70,21 +63,11 @@ impl Store {
     ) -> Result<()> {
         let state = self.lock()?;
         let plan = state.ready_lookup(ticket, lookup)?;
-        let table = &state.tables[plan.table];
-        check_shapes(
-            &plan,
-            table.config.dim,
-            Pooled { pooling: Pooling::Sum, sample_weights: Some(out) },
-            gradients.len(),
-        )?;
-        gradient_of_sample_weights(
-            state.weights(table.place),
-            table.config.dim,
-            &plan.slots,
-            &plan.offsets,
-            gradients,
-            out,
-        );
+        let table = &self.tables[plan.table];
+        let dim = table.config.dim;
+        check_shapes(&plan, dim, Pooled { pooling: Pooling::Sum, sample_weights: Some(out) }, gradients.len())?;
+        let weights = state.pools[table.pool].weights();
+        gradient_of_sample_weights(weights, dim, &plan.places, &plan.offsets, gradients, out);
         Ok(())
     }
 
@@ -92,7 +75,8 @@ impl Store {
     pub fn accumulate(&self, ticket: TicketId, lookup: usize, pooled: Pooled<'_>, gradients: &[f32]) -> Result<()> {
         let mut state = self.lock()?;
         let plan = state.ready_lookup(ticket, lookup)?;
-        check_shapes(&plan, state.tables[plan.table].config.dim, pooled, gradients.len())?;
+        check_shapes(&plan, self.tables[plan.table].config.dim, pooled, gradients.len())?;
+        state.check_finite(self, plan.table, gradients)?;
         state.tickets.get_mut(&ticket.0).expect("ready_lookup found it").pending += 1;
         state.pending.push(Pending {
             ticket: ticket.0,
@@ -116,9 +100,10 @@ impl Store {
     ) -> Result<()> {
         let mut state = self.lock()?;
         let plan = state.ready_lookup(ticket, lookup)?;
-        check_shapes(&plan, state.tables[plan.table].config.dim, pooled, gradients.len())?;
+        check_shapes(&plan, self.tables[plan.table].config.dim, pooled, gradients.len())?;
+        state.check_finite(self, plan.table, gradients)?;
         let contribution = Contribution {
-            slots: &plan.slots,
+            slots: &plan.places,
             offsets: &plan.offsets,
             pooling: pooled.pooling,
             sample_weights: pooled.sample_weights,
@@ -176,10 +161,10 @@ fn check_shapes(plan: &LookupPlan, dim: usize, pooled: Pooled<'_>, pooled_len: u
         ));
     }
     if let Some(weights) = pooled.sample_weights {
-        if weights.len() != plan.slots.len() {
+        if weights.len() != plan.places.len() {
             return Err(Error::new(
                 ErrorKind::Input,
-                format!("there are {} sample weights for {} ids; give one each", weights.len(), plan.slots.len()),
+                format!("there are {} sample weights for {} ids; give one each", weights.len(), plan.places.len()),
             ));
         }
         if pooled.pooling == Pooling::Mean {
@@ -205,40 +190,46 @@ impl State {
             .map_or_else(|| fail(format!("ticket {} has no lookup {lookup}", ticket.0)), |plan| Ok(Arc::clone(plan)))
     }
 
-    fn apply(&mut self, store: &Store, table: usize, contributions: &[Contribution<'_>], lr: f32) {
-        let entry = &self.tables[table];
-        let (dim, optimizer) = (entry.config.dim, store.config.optimizer);
-        let mut rows = 0;
-        match entry.place {
-            Place::Resident(at) => {
-                let home = &mut self.resident[at];
-                let memory = (home.weights.as_f32_mut(), home.state.as_f32_mut());
-                coalesce_and_update(contributions, dim, optimizer, lr, memory, |_| rows += 1);
-            }
-            Place::Pooled(at) => {
-                let mut touched = Vec::new();
-                coalesce_and_update(contributions, dim, optimizer, lr, self.pools[at].rows_mut(), |slot| {
-                    touched.push(slot);
-                });
-                rows = touched.len();
-                for slot in touched {
-                    self.pools[at].dirty.insert(u64::from(slot));
-                }
-            }
+    /// Counts gradient values that are not finite, and refuses them if the store is to.
+    fn check_finite(&mut self, store: &Store, table: usize, gradients: &[f32]) -> Result<()> {
+        let count = gradients.iter().filter(|value| !value.is_finite()).count();
+        self.non_finite_values += count as u64;
+        if count == 0 || store.config.non_finite_gradients == NonFinite::Pass {
+            return Ok(());
+        }
+        let table = &store.tables[table].config;
+        let first = gradients.iter().position(|value| !value.is_finite()).unwrap_or(0);
+        Err(Error::new(
+            ErrorKind::Input,
+            format!("{count} gradient values are NaN or infinite; no row of this lookup was changed"),
+        )
+        .with_context("table", &table.name)
+        .with_context("bag", first / table.dim)
+        .with_context("column", first % table.dim))
+    }
+
+    fn apply(&mut self, store: &Store, number: usize, contributions: &[Contribution<'_>], lr: f32) {
+        let table = &store.tables[number];
+        let (dim, optimizer) = (table.config.dim, store.config.optimizer);
+        let pool = &mut self.pools[table.pool];
+        let mut touched = Vec::new();
+        coalesce_and_update(contributions, dim, optimizer, lr, pool.rows_mut(), |place| touched.push(place));
+        for &place in &touched {
+            pool.mark_dirty(place);
         }
         let row_bytes = (dim + optimizer.state_floats()) * size_of::<f32>();
-        self.charge(store, Operation::Read, rows, row_bytes);
-        self.charge(store, Operation::Write, rows, row_bytes);
+        self.charge(store, number, Operation::Read, touched.len(), row_bytes);
+        self.charge(store, number, Operation::Write, touched.len(), row_bytes);
     }
 
     /// Accounts for row accesses to the fastest tier: in virtual time they take as long as the
     /// device model says; on a wall clock they took the time that they took.
-    fn charge(&mut self, store: &Store, operation: Operation, rows: usize, row_bytes: usize) {
+    fn charge(&mut self, store: &Store, table: usize, operation: Operation, rows: usize, row_bytes: usize) {
         let (rows, row_bytes) = (rows as u64, row_bytes as u64);
         let now_ns = store.clock.now_ns();
         let end_ns = self.memory.run_scattered(0, now_ns, operation, rows, row_bytes);
         let duration_ns = end_ns.saturating_sub(now_ns);
-        self.counters.asked_bytes[0] += rows * row_bytes;
+        self.counters[table].memory_bytes += rows * row_bytes;
         store.clock.advance(duration_ns);
     }
 }

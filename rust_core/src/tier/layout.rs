@@ -86,12 +86,12 @@ impl TableShape {
     }
 }
 
-/// Where the rows of one table are on its home device.
+/// Where the rows of one table are on its home device, in place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TableLayout {
-    /// Rows in one home block.
+    /// Rows in one home block; 1 on a byte-addressable device.
     pub rows_per_block: u64,
-    /// Bytes of one home block.
+    /// Bytes of one home block; those of a row image on a byte-addressable device.
     pub block_bytes: u64,
     /// Number of home blocks.
     pub blocks: u64,
@@ -99,23 +99,27 @@ pub struct TableLayout {
     pub first_offset: u64,
     /// Bytes of a row image.
     pub row_bytes: usize,
+    /// Bytes in front of the first row of a block.
+    pub header_bytes: usize,
 }
 
 impl TableLayout {
-    /// Lays a table out from `first_offset` on.
-    pub fn new(shape: &TableShape, first_offset: u64) -> Result<Self> {
-        let row_bytes = shape.row_bytes() as u64;
-        let header = BLOCK_HEADER_BYTES as u64;
-        let rows_in = |units: u64| (units * BLOCK_UNIT_BYTES).saturating_sub(header) / row_bytes;
-        let waste = |units: u64| units * BLOCK_UNIT_BYTES - rows_in(units) * row_bytes;
-        let units = (1..=BLOCK_UNITS_MAX)
-            .find(|&units| rows_in(units) > 0 && waste(units) * 100 <= units * BLOCK_UNIT_BYTES * WASTE_PERCENT_MAX)
-            .unwrap_or_else(|| round_up(row_bytes + header, BLOCK_UNIT_BYTES) / BLOCK_UNIT_BYTES);
-        let rows_per_block = rows_in(units);
+    /// Lays a table out in blocks from `first_offset` on.
+    pub fn in_blocks(shape: &TableShape, first_offset: u64) -> Result<Self> {
+        let row_bytes = shape.row_bytes();
+        let (rows_per_block, block_bytes) = block_size(row_bytes, BLOCK_HEADER_BYTES, 0);
         let blocks = shape.rows.div_ceil(rows_per_block);
-        let block_bytes = units * BLOCK_UNIT_BYTES;
         checked_bytes("a table", blocks, block_bytes)?;
-        Ok(Self { rows_per_block, block_bytes, blocks, first_offset, row_bytes: row_bytes as usize })
+        let header_bytes = BLOCK_HEADER_BYTES;
+        Ok(Self { rows_per_block, block_bytes, blocks, first_offset, row_bytes, header_bytes })
+    }
+
+    /// Lays a table out row by row from `first_offset` on, for a device that is addressed by bytes.
+    pub fn in_rows(shape: &TableShape, first_offset: u64) -> Result<Self> {
+        let row_bytes = shape.row_bytes();
+        checked_bytes("a table", shape.rows, row_bytes as u64)?;
+        let (blocks, block_bytes) = (shape.rows, row_bytes as u64);
+        Ok(Self { rows_per_block: 1, block_bytes, blocks, first_offset, row_bytes, header_bytes: 0 })
     }
 
     /// First byte behind the table.
@@ -127,17 +131,31 @@ impl TableLayout {
     #[inline]
     pub fn place(&self, row: u64) -> (u64, usize) {
         let within = (row % self.rows_per_block) as usize;
-        (row / self.rows_per_block, BLOCK_HEADER_BYTES + within * self.row_bytes)
+        (row / self.rows_per_block, self.header_bytes + within * self.row_bytes)
     }
 
     /// Offset of a block on the device.
     pub fn block_offset(&self, block: u64) -> u64 {
         self.first_offset + block * self.block_bytes
     }
+}
 
+/// Rows in a block, and its bytes: the smallest block that wastes little. In front of the rows are `header_bytes`, and
+/// `bytes_per_row` more for each.
+pub(super) fn block_size(row_bytes: usize, header_bytes: usize, bytes_per_row: usize) -> (u64, u64) {
+    let (row_bytes, header) = ((row_bytes + bytes_per_row) as u64, header_bytes as u64);
+    let rows_in = |units: u64| (units * BLOCK_UNIT_BYTES).saturating_sub(header) / row_bytes;
+    let waste = |units: u64| units * BLOCK_UNIT_BYTES - rows_in(units) * row_bytes;
+    let units = (1..=BLOCK_UNITS_MAX)
+        .find(|&units| rows_in(units) > 0 && waste(units) * 100 <= units * BLOCK_UNIT_BYTES * WASTE_PERCENT_MAX)
+        .unwrap_or_else(|| round_up(row_bytes + header, BLOCK_UNIT_BYTES) / BLOCK_UNIT_BYTES);
+    (rows_in(units), units * BLOCK_UNIT_BYTES)
+}
+
+impl BlockKey {
     /// Writes the header of a fresh block.
-    pub fn write_header(key: BlockKey, block: &mut [u8]) {
-        let (table, number) = key.parts();
+    pub fn write_header(self, block: &mut [u8]) {
+        let (table, number) = self.parts();
         block[0..4].copy_from_slice(&MAGIC.to_le_bytes());
         block[4..6].copy_from_slice(&FORMAT_VERSION.to_le_bytes());
         block[6..8].fill(0);
@@ -148,13 +166,13 @@ impl TableLayout {
     }
 
     /// Refuses a block that is not the one that was asked for.
-    pub fn check_header(key: BlockKey, block: &[u8]) -> Result<()> {
+    pub fn check_header(self, block: &[u8]) -> Result<()> {
         let mut expected = [0u8; BLOCK_HEADER_BYTES];
-        Self::write_header(key, &mut expected);
+        self.write_header(&mut expected);
         if block[..BLOCK_HEADER_BYTES] == expected {
             return Ok(());
         }
-        let (table, number) = key.parts();
+        let (table, number) = self.parts();
         Err(Error::new(
             ErrorKind::Corruption,
             "a block read from a tier is not the block that was written there; discard the store",
@@ -169,7 +187,7 @@ mod tests {
     use super::*;
 
     fn layout(rows: u64, weight_floats: usize, state_floats: usize) -> TableLayout {
-        TableLayout::new(&TableShape { rows, weight_floats, state_floats }, 0).unwrap()
+        TableLayout::in_blocks(&TableShape { rows, weight_floats, state_floats }, 0).unwrap()
     }
 
     #[test]
@@ -189,9 +207,9 @@ mod tests {
     #[test]
     fn a_foreign_block_is_corruption() {
         let mut block = vec![0; 4096];
-        TableLayout::write_header(BlockKey::new(1, 7), &mut block);
-        assert!(TableLayout::check_header(BlockKey::new(1, 7), &block).is_ok());
-        let error = TableLayout::check_header(BlockKey::new(1, 8), &block).unwrap_err();
+        BlockKey::new(1, 7).write_header(&mut block);
+        assert!(BlockKey::new(1, 7).check_header(&block).is_ok());
+        let error = BlockKey::new(1, 8).check_header(&block).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Corruption);
     }
 }

@@ -1,15 +1,21 @@
 //! Tiers: where a row's bytes are, how they move between tiers, and who moves them. Rows are
 //! opaque images of a known width here; what they mean is `embedding`'s business.
 
-mod block_cache;
+mod build;
 mod layout;
+mod log;
+mod lower;
 mod plan;
 mod pool;
+mod unit_cache;
 mod worker;
 
 pub use crate::bits::BitSet;
-pub use block_cache::BlockCache;
+pub use build::FreshBlocks;
 pub use layout::{BLOCK_HEADER_BYTES, BlockKey, TableLayout, TableShape, row_key, split_row_key};
-pub use plan::{BlockTiers, Frame, PlanBuilder, PlanCounts, Source};
-pub use pool::RowPool;
-pub use worker::{Job, JobDone, JobHandle, Patch, Transfer, Worker};
+pub use log::{LogShape, NOWHERE, RowLog};
+pub use lower::{Home, LogHome, LowerTiers, PartCounts, PartTiers, TierCache};
+pub use plan::{PlanBuilder, RowPlace, Source, Unit};
+pub use pool::{Met, PoolSize, RowPool};
+pub use unit_cache::UnitCache;
+pub use worker::{Copy, Job, JobDone, JobHandle, PlacedUnit, Transfer, Units, Worker};

@@ -1,118 +1,118 @@
 //! From rows that are needed and rows that have to go down to one job for the I/O thread.
 //!
-//! A plan is a set of frames, one per home block. A frame has one source (a place on some tier, or
-//! fresh contents), row images to put in, and places to write the result to. Since all reads of a
-//! job come before its changes and all writes after them, the order of decisions within a plan
-//! does not matter, and a block that is evicted from a tier in the plan that brought it there
-//! simply loses that destination.
+//! A plan is a set of frames: home blocks, and rows on their way between tiers that hold rows. A frame has one source (a
+//! place on some tier, fresh contents, or an image from memory), images to put in, and places to write the result
+//! to. Since all reads of a job come before its changes and all writes after them, the order of decisions within a
+//! plan does not matter, and what leaves a tier in the plan that brought it there simply loses that destination.
 
 use std::collections::HashMap;
+use std::hash::BuildHasherDefault;
 
-use super::block_cache::BlockCache;
-use super::layout::{BlockKey, TableLayout, TableShape};
-use super::worker::{Job, Patch, Transfer};
-use crate::backend::{AlignedBuffer, Extent, f32_as_bytes};
-use crate::bits::BitSet;
+use super::layout::{BlockKey, row_key, split_row_key};
+use super::log::RowLog;
+use super::lower::{Home, LowerTiers, TierCache};
+use super::unit_cache::Evicted;
+use crate::backend::f32_as_bytes;
+use crate::rng::MixHasher;
 
-/// Adjacent blocks become one request up to this size.
-const REQUEST_BYTES_MAX: usize = 128 * 1024;
-
-/// The tiers below the fastest: block caches from fast to slow, then the home tier.
-#[derive(Debug)]
-pub struct BlockTiers {
-    /// Middle tiers.
-    pub middle: Vec<BlockCache>,
-    /// Layout of each table on the home tier.
-    pub layouts: Vec<TableLayout>,
-    /// Shape of each table.
-    pub shapes: Vec<TableShape>,
-    /// For each table, the blocks that exist; a block that does not is fresh by definition.
-    pub present: Vec<BitSet>,
-}
+type Map<K, V> = HashMap<K, V, BuildHasherDefault<MixHasher>>;
 
 /// Where a frame's bytes come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Source {
-    /// A place on a block tier.
+    /// A place on a tier.
     Tier {
         /// Position of the tier.
         tier: usize,
         /// Offset on its device.
         offset: u64,
     },
-    /// Nowhere yet: rows get their initial values.
+    /// A block that does not exist yet: its rows get their initial values.
     Fresh,
+    /// An empty block of a log, or a row that an image replaces as a whole.
+    Empty,
 }
 
-/// One home block in a plan.
+/// What a frame holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unit {
+    /// One row image.
+    Row(u64),
+    /// One home block.
+    Block(BlockKey),
+}
+
+/// A part of a frame that is written to a tier.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Piece {
+    pub(super) tier: usize,
+    pub(super) offset: u64,
+    /// First byte in the frame.
+    pub(super) from: usize,
+    pub(super) nbytes: usize,
+}
+
+/// One unit in a plan.
 #[derive(Debug)]
-pub struct Frame {
-    /// Which block.
-    pub key: BlockKey,
-    /// Where its bytes come from.
-    pub source: Source,
-    /// Where the result goes, as (tier, offset).
-    destinations: Vec<(usize, u64)>,
-    /// First byte in the job's memory, once the plan is built.
-    pub buffer_offset: usize,
+pub(super) struct Frame {
+    pub(super) unit: Unit,
+    pub(super) nbytes: usize,
+    pub(super) source: Source,
+    pub(super) has_header: bool,
+    pub(super) destinations: Vec<Piece>,
 }
 
-/// What a plan does, for the counters.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct PlanCounts {
-    /// Rows found on each block tier.
-    pub row_hits: Vec<u64>,
-    /// Bytes of these rows.
-    pub asked_bytes: Vec<u64>,
-    /// Row images written down.
-    pub rows_written_back: u64,
-    /// Blocks read because a row image replaces a part of them.
-    pub read_modify_writes: u64,
+/// Bytes that replace a part of a frame.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct FramePatch {
+    pub(super) frame: usize,
+    pub(super) offset: usize,
+    pub(super) nbytes: usize,
+    pub(super) from: ImageSource,
+}
+
+/// Where the bytes of a row image are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum ImageSource {
+    /// In the plan's images, from this byte on.
+    Image(usize),
+    /// In a frame, from this byte on.
+    Frame(usize, usize),
+}
+
+/// Where a row that was asked for will be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RowPlace {
+    /// Which frame.
+    pub frame: usize,
+    /// First byte in it.
+    pub offset: usize,
+    /// The row left the tier that held it, and is newer than what is below.
+    pub is_dirty: bool,
 }
 
 /// A plan in the making.
 pub struct PlanBuilder<'a> {
-    tiers: &'a mut BlockTiers,
-    frames: Vec<Frame>,
-    by_key: HashMap<BlockKey, usize>,
-    patches: Vec<(usize, usize, Patch)>,
-    images: Vec<u8>,
-    /// What the plan does.
-    pub counts: PlanCounts,
-}
-
-impl BlockTiers {
-    /// Position of the home tier among the block tiers.
-    pub fn home(&self) -> usize {
-        self.middle.len()
-    }
-
-    /// Whether the block of a row exists on some block tier.
-    pub fn row_is_present(&self, table: usize, row: u64) -> bool {
-        self.present[table].contains(self.layouts[table].place(row).0)
-    }
-
-    /// Bytes of memory for indices and presence.
-    pub fn metadata_bytes(&self) -> usize {
-        let middle: usize = self.middle.iter().map(BlockCache::metadata_bytes).sum();
-        middle + self.present.iter().map(BitSet::metadata_bytes).sum::<usize>()
-    }
+    pub(super) tiers: &'a mut LowerTiers,
+    pub(super) frames: Vec<Frame>,
+    blocks: Map<BlockKey, usize>,
+    /// Which frame is written to a place of a cache.
+    writers: Map<(usize, u64), usize>,
+    pub(super) patches: Vec<FramePatch>,
+    pub(super) images: Vec<u8>,
 }
 
 impl<'a> PlanBuilder<'a> {
     /// An empty plan.
-    pub fn new(tiers: &'a mut BlockTiers) -> Self {
-        let counts = PlanCounts {
-            row_hits: vec![0; tiers.home() + 1],
-            asked_bytes: vec![0; tiers.home() + 1],
-            ..PlanCounts::default()
-        };
-        Self { tiers, frames: Vec::new(), by_key: HashMap::new(), patches: Vec::new(), images: Vec::new(), counts }
-    }
-
-    /// Whether the block of a row exists on some block tier.
-    pub fn row_is_present(&self, table: usize, row: u64) -> bool {
-        self.tiers.row_is_present(table, row)
+    pub fn new(tiers: &'a mut LowerTiers) -> Self {
+        Self {
+            tiers,
+            frames: Vec::new(),
+            blocks: Map::default(),
+            writers: Map::default(),
+            patches: Vec::new(),
+            images: Vec::new(),
+        }
     }
 
     /// Whether there is nothing to do.
@@ -120,235 +120,407 @@ impl<'a> PlanBuilder<'a> {
         self.frames.is_empty()
     }
 
-    /// Needs a row whose block is present. Gives the frame, and the row's offset in its block.
-    /// The block is filled into every middle tier above the one where it was found.
-    pub fn read_row(&mut self, table: usize, row: u64) -> (usize, usize) {
-        let (block, offset) = self.tiers.layouts[table].place(row);
-        let key = BlockKey::new(table, block);
-        let (frame, found_at) = if let Some(&frame) = self.by_key.get(&key) {
-            (frame, self.tier_of(frame))
-        } else {
-            let (source, found_at) = self.locate(key);
-            let frame = self.new_frame(key, source);
-            for tier in (0..found_at).rev() {
-                self.fill(tier, frame, false);
-            }
-            (frame, found_at)
+    /// Bytes that the job will need.
+    pub fn nbytes(&self) -> usize {
+        self.frames.iter().map(|frame| frame.nbytes).sum::<usize>() + self.images.len()
+    }
+
+    /// Needs a row; `None` if it does not exist yet. It is filled into every tier above the one where it was found that
+    /// caches it inclusively; out of a tier that caches it exclusively it is taken.
+    pub fn read_row(&mut self, part: usize, row: u64) -> Option<RowPlace> {
+        let key = row_key(part, row);
+        let (class, home, exclusive) = {
+            let part = &self.tiers.parts[part];
+            (part.class, part.home, part.exclusive)
         };
-        self.counts.row_hits[found_at] += 1;
-        self.counts.asked_bytes[found_at] += self.tiers.layouts[table].row_bytes as u64;
-        (frame, offset)
-    }
-
-    /// Needs a row without changing what any tier holds. Its block is present.
-    pub fn peek_row(&mut self, table: usize, row: u64) -> (usize, usize) {
-        let (block, offset) = self.tiers.layouts[table].place(row);
-        let key = BlockKey::new(table, block);
-        let known = self.by_key.get(&key).copied();
-        let frame = known.unwrap_or_else(|| {
-            let held = self
-                .tiers
-                .middle
-                .iter()
-                .enumerate()
-                .find_map(|(tier, cache)| cache.peek(key).map(|offset| (tier, offset)));
-            let (tier, offset) = held.unwrap_or((self.tiers.home(), self.tiers.layouts[table].block_offset(block)));
-            self.new_frame(key, Source::Tier { tier, offset })
-        });
-        (frame, offset)
-    }
-
-    /// Sends a row image down: into the fastest middle tier, or home.
-    pub fn write_row(&mut self, table: usize, row: u64, weights: &[f32], state: &[f32]) {
-        let (block, offset) = self.tiers.layouts[table].place(row);
-        let key = BlockKey::new(table, block);
-        let frame = if let Some(&frame) = self.by_key.get(&key) {
+        for tier in 0..home {
+            if !self.tiers.parts[part].cached_by[tier] {
+                continue;
+            }
+            let TierCache::Rows(classes) = &mut self.tiers.caches[tier] else { break };
+            let (offset, is_dirty) = if exclusive {
+                let Some(taken) = classes[class].take(key) else { continue };
+                (taken.offset, taken.dirty)
+            } else {
+                let Some(offset) = classes[class].touch(key) else { continue };
+                (offset, false)
+            };
+            let frame = self.slot_frame(part, key, tier, offset);
+            self.fill_rows(part, row, tier, frame);
+            self.count_hit(part, tier);
+            return Some(RowPlace { frame: frame.0, offset: frame.1, is_dirty });
+        }
+        if !self.tiers.is_at_home(part, row) {
+            return None;
+        }
+        let (block, offset) = self.tiers.block_of(part, row);
+        let frame = if let Some(&frame) = self.blocks.get(&block) {
             frame
         } else {
-            let source = if self.tiers.present[table].insert(block) { Source::Fresh } else { self.locate(key).0 };
-            if source != Source::Fresh {
-                self.counts.read_modify_writes += 1;
+            let (source, found_at) = self.locate(block);
+            let frame = self.new_block(block, source, part);
+            if !exclusive {
+                for tier in (0..found_at).rev() {
+                    if matches!(self.tiers.caches[tier], TierCache::Blocks(_)) && self.tiers.is_cached_by(block, tier) {
+                        self.fill_block(tier, frame, false);
+                    }
+                }
             }
-            self.new_frame(key, source)
+            frame
         };
-        let image_offset = self.images.len();
+        let found_at = self.tier_of(frame);
+        self.fill_rows(part, row, found_at, (frame, offset));
+        self.count_hit(part, found_at);
+        Some(RowPlace { frame, offset, is_dirty: false })
+    }
+
+    /// Needs a row without changing what any tier holds; `None` if it does not exist yet.
+    pub fn peek_row(&mut self, part: usize, row: u64) -> Option<RowPlace> {
+        let key = row_key(part, row);
+        let class = self.tiers.parts[part].class;
+        for tier in 0..self.tiers.parts[part].home {
+            if self.tiers.parts[part].cached_by[tier]
+                && let TierCache::Rows(classes) = &self.tiers.caches[tier]
+                && let Some(offset) = classes[class].peek(key)
+            {
+                let (frame, offset) = self.slot_frame(part, key, tier, offset);
+                return Some(RowPlace { frame, offset, is_dirty: false });
+            }
+        }
+        if !self.tiers.is_at_home(part, row) {
+            return None;
+        }
+        let (block, offset) = self.tiers.block_of(part, row);
+        let frame = self.peek_block(block, part);
+        Some(RowPlace { frame, offset, is_dirty: false })
+    }
+
+    /// Needs a block without changing what any tier holds.
+    pub fn peek_block(&mut self, block: BlockKey, part: usize) -> usize {
+        if let Some(&frame) = self.blocks.get(&block) {
+            return frame;
+        }
+        let held = self.tiers.caches.iter().enumerate().find_map(|(tier, cache)| match cache {
+            TierCache::Blocks(cache) => cache.peek(block.0).map(|offset| (tier, offset)),
+            _ => None,
+        });
+        let place = self.tiers.place_of(block);
+        let (tier, offset) = held.unwrap_or((place.tier, place.offset));
+        self.new_block(block, Source::Tier { tier, offset }, part)
+    }
+
+    /// Sends a row image down from memory: to the fastest tier that caches it, or home. A clean one goes only to a
+    /// tier that holds rows exclusively.
+    pub fn write_row(&mut self, part: usize, row: u64, weights: &[f32], state: &[f32], is_dirty: bool) {
+        let image = self.images.len();
         self.images.extend_from_slice(f32_as_bytes(weights));
         self.images.extend_from_slice(f32_as_bytes(state));
-        let patch = Patch { buffer_offset: 0, image_offset, nbytes: self.images.len() - image_offset };
-        self.patches.push((frame, offset, patch));
-        self.counts.rows_written_back += 1;
-        if self.tiers.home() == 0 {
-            self.send_home(frame);
-        } else {
-            self.fill(0, frame, true);
-        }
+        self.tiers.rows_written_back[part] += u64::from(is_dirty);
+        self.descend(part, row, 0, ImageSource::Image(image), is_dirty);
     }
 
-    /// Tier and place of a present block; it becomes the most recently used there.
-    fn locate(&mut self, key: BlockKey) -> (Source, usize) {
-        let held = self
-            .tiers
-            .middle
-            .iter_mut()
-            .enumerate()
-            .find_map(|(tier, cache)| cache.touch(key).map(|offset| (tier, offset)));
-        let (tier, offset) = held.unwrap_or_else(|| {
-            let (table, block) = key.parts();
-            (self.tiers.home(), self.tiers.layouts[table].block_offset(block))
+    /// Moves a row of a log to a new place in it.
+    pub fn relocate(&mut self, part: usize, row: u64, image: &[u8]) {
+        let at = self.images.len();
+        self.images.extend_from_slice(image);
+        let (frame, offset) = self.home_block(part, row);
+        self.patch(part, frame, offset, ImageSource::Image(at));
+        self.send_home(frame);
+    }
+
+    fn count_hit(&mut self, part: usize, tier: usize) {
+        for above in 0..tier {
+            if self.tiers.parts[part].cached_by[above] {
+                self.tiers.counts_of(part, above).probed_rows += 1;
+            }
+        }
+        let row_bytes = self.tiers.parts[part].shape.row_bytes() as u64;
+        let counts = self.tiers.counts_of(part, tier);
+        counts.probed_rows += 1;
+        counts.hit_rows += 1;
+        counts.asked_bytes += row_bytes;
+    }
+
+    fn count_read(&mut self, part: usize, tier: usize, offset: u64, nbytes: usize) {
+        let media_bytes = super::build::granules(offset, nbytes, self.tiers.granule_bytes[tier]);
+        let counts = self.tiers.counts_of(part, tier);
+        counts.reads += 1;
+        counts.read_bytes += nbytes as u64;
+        counts.media_bytes += media_bytes;
+    }
+
+    /// The frame of a row in a slot of a tier that holds rows, and the row's offset in it.
+    fn slot_frame(&mut self, part: usize, key: u64, tier: usize, offset: u64) -> (usize, usize) {
+        if let Some(&writer) = self.writers.get(&(tier, offset)) {
+            let piece =
+                self.frames[writer].destinations.iter().find(|piece| (piece.tier, piece.offset) == (tier, offset));
+            return (writer, piece.map_or(0, |piece| piece.from));
+        }
+        let nbytes = self.tiers.parts[part].shape.row_bytes();
+        self.count_read(part, tier, offset, nbytes);
+        let source = Source::Tier { tier, offset };
+        let destinations = Vec::new();
+        self.frames.push(Frame { unit: Unit::Row(key), nbytes, source, has_header: false, destinations });
+        (self.frames.len() - 1, 0)
+    }
+
+    fn new_block(&mut self, key: BlockKey, source: Source, part: usize) -> usize {
+        let place = self.tiers.place_of(key);
+        if let Source::Tier { tier, offset } = source {
+            self.count_read(part, tier, offset, place.nbytes);
+        }
+        self.frames.push(Frame {
+            unit: Unit::Block(key),
+            nbytes: place.nbytes,
+            source,
+            has_header: place.has_header,
+            destinations: Vec::new(),
         });
-        (Source::Tier { tier, offset }, tier)
-    }
-
-    fn tier_of(&self, frame: usize) -> usize {
-        match self.frames[frame].source {
-            Source::Tier { tier, .. } => tier,
-            Source::Fresh => self.tiers.home(),
-        }
-    }
-
-    fn new_frame(&mut self, key: BlockKey, source: Source) -> usize {
-        self.frames.push(Frame { key, source, destinations: Vec::new(), buffer_offset: 0 });
-        self.by_key.insert(key, self.frames.len() - 1);
+        self.blocks.insert(key, self.frames.len() - 1);
         self.frames.len() - 1
     }
 
-    /// Puts a block into a middle tier (it may be there already); who has to leave goes down.
-    fn fill(&mut self, tier: usize, frame: usize, dirty: bool) {
-        let key = self.frames[frame].key;
-        let offset = if let Some(offset) = self.tiers.middle[tier].touch(key) {
-            offset
-        } else {
-            let (offset, evicted) = self.tiers.middle[tier].insert(key);
-            if let Some(evicted) = evicted {
-                // A faster tier may hold a newer copy of the block, and it has the last word.
-                let source = (0..tier)
-                    .find_map(|above| self.tiers.middle[above].peek(evicted.key).map(|offset| (above, offset)))
-                    .map_or(Source::Tier { tier, offset: evicted.offset }, |(tier, offset)| Source::Tier {
-                        tier,
-                        offset,
-                    });
-                let known = self.by_key.get(&evicted.key).copied();
-                if let Some(other) = known {
-                    self.frames[other].destinations.retain(|&place| place != (tier, evicted.offset));
-                }
-                if evicted.dirty {
-                    let other = known.unwrap_or_else(|| self.new_frame(evicted.key, source));
-                    self.send_below(tier, other);
-                }
+    /// Place and tier of a present block; the policy of a tier that has it is told.
+    fn locate(&mut self, key: BlockKey) -> (Source, usize) {
+        let place = self.tiers.place_of(key);
+        for tier in 0..place.tier {
+            if self.tiers.is_cached_by(key, tier)
+                && let TierCache::Blocks(cache) = &mut self.tiers.caches[tier]
+                && let Some(offset) = cache.touch(key.0)
+            {
+                return (Source::Tier { tier, offset }, tier);
             }
-            offset
-        };
-        if dirty {
-            self.tiers.middle[tier].mark_dirty(key);
         }
-        let place = (tier, offset);
-        if !self.frames[frame].destinations.contains(&place) {
-            self.frames[frame].destinations.push(place);
+        (Source::Tier { tier: place.tier, offset: place.offset }, place.tier)
+    }
+
+    fn tier_of(&self, frame: usize) -> usize {
+        match (self.frames[frame].source, self.frames[frame].unit) {
+            (Source::Tier { tier, .. }, _) => tier,
+            (_, Unit::Block(key)) => self.tiers.place_of(key).tier,
+            (_, Unit::Row(key)) => self.tiers.parts[split_row_key(key).0].home,
         }
     }
 
-    fn send_below(&mut self, tier: usize, frame: usize) {
-        if tier + 1 == self.tiers.home() {
+    /// Writes a part of a frame to a place of a tier, and nothing else there.
+    fn write_to(&mut self, frame: usize, piece: Piece, is_cache: bool) {
+        if is_cache {
+            self.unwrite(piece.tier, piece.offset);
+            self.writers.insert((piece.tier, piece.offset), frame);
+        } else if self.frames[frame].destinations.contains(&piece) {
+            return;
+        }
+        self.frames[frame].destinations.push(piece);
+    }
+
+    fn unwrite(&mut self, tier: usize, offset: u64) {
+        if let Some(writer) = self.writers.remove(&(tier, offset)) {
+            self.frames[writer].destinations.retain(|piece| (piece.tier, piece.offset) != (tier, offset));
+        }
+    }
+
+    /// Fills a row into the tiers above `found_at` that hold rows and cache it inclusively.
+    fn fill_rows(&mut self, part: usize, row: u64, found_at: usize, from: (usize, usize)) {
+        if self.tiers.parts[part].exclusive {
+            return;
+        }
+        for tier in (0..found_at).rev() {
+            if self.tiers.parts[part].cached_by[tier] && matches!(self.tiers.caches[tier], TierCache::Rows(_)) {
+                self.put_row(tier, part, row, from, false);
+            }
+        }
+    }
+
+    /// Puts a row into a tier that holds rows (it may be there already); who has to leave goes down.
+    fn put_row(&mut self, tier: usize, part: usize, row: u64, (frame, from): (usize, usize), is_dirty: bool) {
+        let key = row_key(part, row);
+        let class = self.tiers.parts[part].class;
+        let TierCache::Rows(classes) = &mut self.tiers.caches[tier] else { unreachable!("a tier that holds rows") };
+        let cache = &mut classes[class];
+        let (offset, evicted) = match cache.touch(key) {
+            Some(offset) => (offset, None),
+            None => cache.insert(key),
+        };
+        if is_dirty {
+            cache.mark_dirty(key);
+        }
+        if let Some(evicted) = evicted {
+            self.lower_row(tier, evicted);
+        }
+        let nbytes = self.tiers.parts[part].shape.row_bytes();
+        self.write_to(frame, Piece { tier, offset, from, nbytes }, true);
+    }
+
+    /// A row left a tier that holds rows: if it is newer than below, or has no copy there, it goes down.
+    fn lower_row(&mut self, tier: usize, evicted: Evicted) {
+        let (part, row) = split_row_key(evicted.key);
+        if evicted.dirty || self.tiers.parts[part].exclusive {
+            let lower_rows = (tier + 1..self.tiers.parts[part].home).any(|below| {
+                self.tiers.parts[part].cached_by[below] && matches!(self.tiers.caches[below], TierCache::Rows(_))
+            });
+            if evicted.dirty || lower_rows {
+                let (frame, from) = self.slot_frame(part, evicted.key, tier, evicted.offset);
+                self.descend(part, row, tier + 1, ImageSource::Frame(frame, from), evicted.dirty);
+            }
+        }
+        self.unwrite(tier, evicted.offset);
+    }
+
+    /// Sends a row image to the first tier from `from` on that caches it, or home.
+    fn descend(&mut self, part: usize, row: u64, from: usize, image: ImageSource, is_dirty: bool) {
+        for tier in from..self.tiers.parts[part].home {
+            if !self.tiers.parts[part].cached_by[tier] {
+                continue;
+            }
+            match &self.tiers.caches[tier] {
+                TierCache::None => {}
+                TierCache::Rows(_) => {
+                    let place = self.image_frame(part, row, image);
+                    self.put_row(tier, part, row, place, is_dirty);
+                    return;
+                }
+                TierCache::Blocks(_) => {
+                    if is_dirty {
+                        let (frame, offset) = self.home_block(part, row);
+                        self.patch(part, frame, offset, image);
+                        self.fill_block(tier, frame, true);
+                    }
+                    return;
+                }
+            }
+        }
+        if is_dirty {
+            let (frame, offset) = self.home_block(part, row);
+            self.patch(part, frame, offset, image);
             self.send_home(frame);
+        }
+    }
+
+    /// A frame that holds the image, and the image's offset in it.
+    fn image_frame(&mut self, part: usize, row: u64, image: ImageSource) -> (usize, usize) {
+        if let ImageSource::Frame(frame, offset) = image {
+            return (frame, offset);
+        }
+        let nbytes = self.tiers.parts[part].shape.row_bytes();
+        let unit = Unit::Row(row_key(part, row));
+        self.frames.push(Frame { unit, nbytes, source: Source::Empty, has_header: false, destinations: Vec::new() });
+        let frame = self.frames.len() - 1;
+        self.patch(part, frame, 0, image);
+        (frame, 0)
+    }
+
+    fn patch(&mut self, part: usize, frame: usize, offset: usize, from: ImageSource) {
+        let nbytes = self.tiers.parts[part].shape.row_bytes();
+        self.patches.push(FramePatch { frame, offset, nbytes, from });
+    }
+
+    /// The block that is to take a row, in this plan, and the row's offset in it.
+    fn home_block(&mut self, part: usize, row: u64) -> (usize, usize) {
+        if matches!(self.tiers.parts[part].place, Home::Log { .. }) {
+            return self.append(part, row);
+        }
+        let (key, offset) = self.tiers.block_of(part, row);
+        if let Some(&frame) = self.blocks.get(&key) {
+            return (frame, offset);
+        }
+        let Home::InPlace { layout, present } = &mut self.tiers.parts[part].place else { unreachable!("not a log") };
+        let (is_fresh, is_whole) = (present.insert(key.parts().1), layout.header_bytes == 0);
+        let source = if is_whole {
+            Source::Empty
+        } else if is_fresh {
+            Source::Fresh
         } else {
-            self.fill(tier + 1, frame, true);
+            self.tiers.read_modify_writes[part] += 1;
+            self.locate(key).0
+        };
+        (self.new_block(key, source, part), offset)
+    }
+
+    fn append(&mut self, part: usize, row: u64) -> (usize, usize) {
+        let key = row_key(part, row);
+        let (block, offset, is_new, within) =
+            self.tiers.append(key).expect("room was made in the log before the plan was begun");
+        let frame = if is_new { self.new_block(block, Source::Empty, part) } else { self.blocks[&block] };
+        let image = self.images.len();
+        self.images.extend_from_slice(&key.to_le_bytes());
+        self.patches.push(FramePatch {
+            frame,
+            offset: RowLog::key_offset(within),
+            nbytes: size_of::<u64>(),
+            from: ImageSource::Image(image),
+        });
+        (frame, offset)
+    }
+
+    /// Puts a block into a tier that holds blocks (it may be there already); who has to leave goes down.
+    fn fill_block(&mut self, tier: usize, frame: usize, is_dirty: bool) {
+        let Unit::Block(key) = self.frames[frame].unit else { unreachable!("only blocks go into a tier of blocks") };
+        let TierCache::Blocks(cache) = &mut self.tiers.caches[tier] else { unreachable!("a tier that holds blocks") };
+        let (offset, evicted) = match cache.touch(key.0) {
+            Some(offset) => (offset, None),
+            None => cache.insert(key.0),
+        };
+        if is_dirty {
+            cache.mark_dirty(key.0);
+        }
+        if let Some(evicted) = evicted {
+            self.lower_block(tier, evicted);
+        }
+        let nbytes = self.frames[frame].nbytes;
+        self.write_to(frame, Piece { tier, offset, from: 0, nbytes }, true);
+    }
+
+    fn lower_block(&mut self, tier: usize, evicted: Evicted) {
+        let key = BlockKey(evicted.key);
+        self.unwrite(tier, evicted.offset);
+        if !evicted.dirty {
+            return;
+        }
+        let frame = if let Some(&frame) = self.blocks.get(&key) {
+            frame
+        } else {
+            // A faster tier may hold a newer copy of the block, and it has the last word.
+            let newer = (0..tier).find_map(|above| match &self.tiers.caches[above] {
+                TierCache::Blocks(cache) => cache.peek(key.0).map(|offset| (above, offset)),
+                _ => None,
+            });
+            let (tier, offset) = newer.unwrap_or((tier, evicted.offset));
+            let part = self.tiers.part_of(key);
+            self.new_block(key, Source::Tier { tier, offset }, part)
+        };
+        let below = (tier + 1..self.tiers.place_of(key).tier).find(|&below| {
+            self.tiers.is_cached_by(key, below) && matches!(self.tiers.caches[below], TierCache::Blocks(_))
+        });
+        match below {
+            Some(below) => self.fill_block(below, frame, true),
+            None => self.send_home(frame),
         }
     }
 
     fn send_home(&mut self, frame: usize) {
-        let (table, block) = self.frames[frame].key.parts();
-        let place = (self.tiers.home(), self.tiers.layouts[table].block_offset(block));
-        if !self.frames[frame].destinations.contains(&place) {
-            self.frames[frame].destinations.push(place);
-        }
+        let Unit::Block(key) = self.frames[frame].unit else { unreachable!("only blocks go home") };
+        let place = self.tiers.place_of(key);
+        let piece = Piece { tier: place.tier, offset: place.offset, from: 0, nbytes: place.nbytes };
+        self.write_to(frame, piece, false);
     }
 
-    /// Lays the frames out in memory and gives the job, with the place of each frame. `initialise`
-    /// fills the weights of a row that does not exist yet; its state is zero. What `memory` gives may hold anything.
-    pub fn build(
-        self,
-        submitted_ns: Option<u64>,
-        memory: impl FnOnce(usize) -> AlignedBuffer,
-        mut initialise: impl FnMut(usize, u64, &mut [f32]),
-    ) -> (Job, Vec<usize>, PlanCounts) {
-        let Self { tiers, mut frames, patches, images, counts, .. } = self;
-        let mut order: Vec<usize> = (0..frames.len()).collect();
-        order.sort_unstable_by_key(|&frame| match frames[frame].source {
-            Source::Tier { tier, offset } => (tier, offset, frame),
-            Source::Fresh => (usize::MAX, frames[frame].key.0, frame),
-        });
-        let block_bytes = |frame: &Frame| tiers.layouts[frame.key.parts().0].block_bytes as usize;
-        let mut total = 0;
-        for &frame in &order {
-            frames[frame].buffer_offset = total;
-            total += block_bytes(&frames[frame]);
-        }
-        let mut buffer = memory(total);
-        let (mut reads, mut writes, mut expected) = (Vec::new(), Vec::new(), Vec::new());
-        for &position in &order {
-            let frame = &frames[position];
-            let nbytes = block_bytes(frame);
-            match frame.source {
-                Source::Tier { tier, offset } => {
-                    let extent = Extent { offset, buffer_offset: frame.buffer_offset, nbytes };
-                    reads.push(Transfer { tier, extent });
-                    expected.push((frame.key, frame.buffer_offset));
-                }
-                Source::Fresh => {
-                    let block = &mut buffer[frame.buffer_offset..frame.buffer_offset + nbytes];
-                    fresh_block(tiers, frame.key, block, &mut initialise);
+    /// What a log lost in this plan is free: no tier holds its blocks any more.
+    pub(super) fn end_logs(&mut self) {
+        for log in 0..self.tiers.logs.len() {
+            for block in self.tiers.logs[log].log.end_plan() {
+                for tier in 0..self.tiers.len() {
+                    if let TierCache::Blocks(cache) = &mut self.tiers.caches[tier]
+                        && let Some(taken) = cache.take(block.0)
+                    {
+                        self.unwrite(tier, taken.offset);
+                    }
                 }
             }
-            for &(tier, offset) in &frame.destinations {
-                let extent = Extent { offset, buffer_offset: frame.buffer_offset, nbytes };
-                writes.push(Transfer { tier, extent });
-            }
-        }
-        writes.sort_unstable_by_key(|transfer| (transfer.tier, transfer.extent.offset));
-        let patches = patches
-            .into_iter()
-            .map(|(frame, offset, patch)| Patch { buffer_offset: frames[frame].buffer_offset + offset, ..patch })
-            .collect();
-        let places = frames.iter().map(|frame| frame.buffer_offset).collect();
-        let job = Job { buffer, reads: merge(&reads), expected, patches, images, writes: merge(&writes), submitted_ns };
-        (job, places, counts)
-    }
-}
-
-fn fresh_block(
-    tiers: &BlockTiers,
-    key: BlockKey,
-    block: &mut [u8],
-    initialise: &mut impl FnMut(usize, u64, &mut [f32]),
-) {
-    let (table, number) = key.parts();
-    let (layout, shape) = (&tiers.layouts[table], &tiers.shapes[table]);
-    block.fill(0);
-    TableLayout::write_header(key, block);
-    let first = number * layout.rows_per_block;
-    let mut weights = vec![0.0; shape.weight_floats];
-    for row in first..(first + layout.rows_per_block).min(shape.rows) {
-        initialise(table, row, &mut weights);
-        let offset = layout.place(row).1;
-        let bytes = f32_as_bytes(&weights);
-        block[offset..offset + bytes.len()].copy_from_slice(bytes);
-    }
-}
-
-/// Joins neighbours that are adjacent on the device and in memory.
-fn merge(transfers: &[Transfer]) -> Vec<Transfer> {
-    let mut merged: Vec<Transfer> = Vec::with_capacity(transfers.len());
-    for &transfer in transfers {
-        if let Some(last) = merged.last_mut()
-            && last.tier == transfer.tier
-            && last.extent.offset + last.extent.nbytes as u64 == transfer.extent.offset
-            && last.extent.buffer_offset + last.extent.nbytes == transfer.extent.buffer_offset
-            && last.extent.nbytes + transfer.extent.nbytes <= REQUEST_BYTES_MAX
-        {
-            last.extent.nbytes += transfer.extent.nbytes;
-        } else {
-            merged.push(transfer);
         }
     }
-    merged
+
+    /// What a compaction of this log held is free as it is emptied.
+    pub fn end_compaction(&mut self, log: usize) {
+        self.tiers.logs[log].log.end_compaction();
+    }
 }

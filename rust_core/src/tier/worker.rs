@@ -2,12 +2,17 @@
 //! memory that was read, and what to write; jobs run one after the other in the order of their
 //! submission, so a block has one read-modify-write at a time and a read follows every write
 //! that was decided before it.
+//!
+//! A job that fails stays at the head of the queue with all its bytes, and the thread stands still. Whoever waits first
+//! gets the error; who waits after that makes the thread try again. So nothing is lost, and what was decided while the
+//! device failed holds as soon as it works again.
 
-use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
-use super::layout::{BlockKey, TableLayout};
+use super::layout::BlockKey;
+use super::plan::Unit;
 use crate::backend::{AlignedBuffer, Backend, Extent, IoBatch};
 use crate::clock::Clock;
 use crate::device::{Operation, Request, Schedule};
@@ -16,7 +21,7 @@ use crate::error::{Error, ErrorKind, Result};
 /// One contiguous transfer between the job's memory and a tier.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Transfer {
-    /// Position of the tier among the block tiers.
+    /// Position of the tier among the lower tiers.
     pub tier: usize,
     /// What to move.
     pub extent: Extent,
@@ -29,32 +34,49 @@ impl Transfer {
     }
 }
 
-/// A row image that replaces bytes of a block after it was read.
+/// Bytes that replace others in a job's memory after the reads, in the order of the list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Patch {
+pub struct Copy {
+    /// Out of `Job::images`, or else out of the job's memory.
+    pub from_images: bool,
+    /// First byte there.
+    pub from: usize,
     /// First byte in the job's memory.
-    pub buffer_offset: usize,
-    /// First byte in `Job::images`.
-    pub image_offset: usize,
+    pub to: usize,
     /// Length in bytes.
     pub nbytes: usize,
 }
 
-/// Work for the I/O thread: reads, then changes in memory, then writes.
+/// A unit in a job's memory.
+#[derive(Debug, Clone, Copy)]
+pub struct PlacedUnit {
+    /// Which.
+    pub unit: Unit,
+    /// Its first byte.
+    pub buffer_offset: usize,
+    /// Whether it has a header that is checked after the reads.
+    pub is_checked: bool,
+}
+
+/// Work for the I/O thread: reads and fresh blocks, then changes in memory, then writes.
 #[derive(Debug)]
 pub struct Job {
-    /// Memory of all blocks of the job.
-    pub buffer: AlignedBuffer,
+    /// Memory that all units need.
+    pub nbytes: usize,
     /// Sorted by tier and offset.
     pub reads: Vec<Transfer>,
-    /// Blocks whose header is checked after the reads, with their place in memory.
-    pub expected: Vec<(BlockKey, usize)>,
-    /// Row images to put in.
-    pub patches: Vec<Patch>,
-    /// Bytes of the patches.
+    /// Blocks that come into being, with their places in memory.
+    pub fresh: Vec<(BlockKey, usize)>,
+    /// What is where in the memory, in ascending order.
+    pub units: Vec<PlacedUnit>,
+    /// What to change.
+    pub copies: Vec<Copy>,
+    /// Row images that come in.
     pub images: Vec<u8>,
     /// Sorted by tier and offset.
     pub writes: Vec<Transfer>,
+    /// Ranges of memory that the outcome keeps, as (first byte, length).
+    pub kept: Vec<(usize, usize)>,
     /// When it was submitted; `None` for maintenance, which is not timed.
     pub submitted_ns: Option<u64>,
 }
@@ -62,97 +84,145 @@ pub struct Job {
 /// What came of a job.
 #[derive(Debug)]
 pub struct JobDone {
-    /// Memory of all blocks, read and changed.
-    pub buffer: AlignedBuffer,
+    /// What was to be kept, one range after the other.
+    pub kept: AlignedBuffer,
     /// When the reads are due on a wall clock; zero on a virtual one.
     pub due_ns: u64,
     /// When the bytes that were read were there, on the store's clock.
     pub ready_ns: u64,
 }
 
-#[derive(Debug, Default)]
-struct JobState {
-    outcome: Option<Result<JobDone>>,
-    finished: bool,
+/// A job and how far it got.
+struct Running {
+    job: Job,
+    /// Memory of its units while it runs.
+    buffer: AlignedBuffer,
+    is_read: bool,
+    is_taken: bool,
+    due_ns: u64,
+    ready_ns: u64,
 }
 
-#[derive(Debug, Default)]
-struct JobCell {
-    state: Mutex<JobState>,
-    finished: Condvar,
+#[derive(Default)]
+struct Queue {
+    jobs: VecDeque<Running>,
+    /// Jobs that have run; they run in order, so their numbers are below this.
+    finished: u64,
+    submitted: u64,
+    done: HashMap<u64, JobDone>,
+    /// The first job failed and waits to be tried again.
+    stalled: bool,
+    /// Its error, until somebody was told.
+    failure: Option<Error>,
+    closing: bool,
 }
 
-/// A submitted job.
-#[derive(Debug, Clone)]
-pub struct JobHandle(Arc<JobCell>);
+/// What the thread has to know about units.
+pub trait Units: Send + Sync {
+    /// Names them, for errors.
+    fn describe(&self, units: &[Unit]) -> String;
 
-impl JobHandle {
-    /// Blocks until the job has run.
-    pub fn wait(&self) {
-        let state = self.0.state.lock().unwrap_or_else(PoisonError::into_inner);
-        drop(self.0.finished.wait_while(state, |state| !state.finished).unwrap_or_else(PoisonError::into_inner));
-    }
-
-    /// The outcome, once; blocks until the job has run.
-    pub fn take(&self) -> Result<JobDone> {
-        self.wait();
-        let mut state = self.0.state.lock().unwrap_or_else(PoisonError::into_inner);
-        state
-            .outcome
-            .take()
-            .unwrap_or_else(|| Err(Error::new(ErrorKind::Closed, "the outcome of a transfer was taken twice")))
-    }
+    /// Writes a block that comes into being.
+    fn initialise(&self, key: BlockKey, block: &mut [u8]);
 }
 
 struct Shared {
     backends: Vec<Box<dyn Backend>>,
+    names: Vec<String>,
+    units: Box<dyn Units>,
     /// The tier whose memory jobs use: the first that moves its own faster, if one does.
     memory_tier: usize,
     clock: Arc<Clock>,
     schedule: Arc<Mutex<Schedule>>,
-    /// The first failure. Tiers and memory no longer agree after it, so every later job fails with it.
-    failed: Mutex<Option<Error>>,
+    queue: Mutex<Queue>,
+    changed: Condvar,
 }
 
-/// The I/O thread and its queue. Dropping it finishes all queued jobs first.
+/// A submitted job.
+#[derive(Clone)]
+pub struct JobHandle {
+    number: u64,
+    shared: Arc<Shared>,
+}
+
+impl JobHandle {
+    /// Blocks until the job has run.
+    ///
+    /// # Errors
+    ///
+    /// That of a job that failed, this one or one before it. Waiting again tries it again.
+    pub fn wait(&self) -> Result<()> {
+        self.shared.wait(self.number).map(drop)
+    }
+
+    /// The outcome, once; blocks until the job has run.
+    ///
+    /// # Errors
+    ///
+    /// As `wait`; the outcome can still be taken later.
+    pub fn take(&self) -> Result<JobDone> {
+        let mut queue = self.shared.wait(self.number)?;
+        queue
+            .done
+            .remove(&self.number)
+            .ok_or_else(|| Error::new(ErrorKind::Closed, "the outcome of a transfer was taken twice"))
+    }
+}
+
+/// The I/O thread and its queue. Dropping it finishes all queued jobs first, unless one fails.
 pub struct Worker {
-    sender: Option<Sender<(Job, Arc<JobCell>)>>,
     thread: Option<JoinHandle<()>>,
     shared: Arc<Shared>,
 }
 
 impl Worker {
-    /// Starts the thread over the block tiers, in the order of the schedule's devices.
-    pub fn start(backends: Vec<Box<dyn Backend>>, clock: Arc<Clock>, schedule: Arc<Mutex<Schedule>>) -> Result<Self> {
+    /// Starts the thread over the lower tiers, with their names, in the order of the schedule's devices.
+    pub fn start(
+        backends: Vec<(String, Box<dyn Backend>)>,
+        units: Box<dyn Units>,
+        clock: Arc<Clock>,
+        schedule: Arc<Mutex<Schedule>>,
+    ) -> Result<Self> {
+        let (names, backends): (Vec<_>, Vec<_>) = backends.into_iter().unzip();
         let memory_tier = backends.iter().position(|backend| backend.info().registered_buffers).unwrap_or(0);
-        let shared = Arc::new(Shared { backends, memory_tier, clock, schedule, failed: Mutex::new(None) });
-        let (sender, receiver) = channel();
+        let shared = Arc::new(Shared {
+            backends,
+            names,
+            units,
+            memory_tier,
+            clock,
+            schedule,
+            queue: Mutex::default(),
+            changed: Condvar::new(),
+        });
         let for_thread = Arc::clone(&shared);
         let thread = std::thread::Builder::new()
             .name("tiermem-io".into())
-            .spawn(move || for_thread.serve(&receiver))
+            .spawn(move || for_thread.serve())
             .map_err(|error| Error::io("starting the I/O thread", error))?;
-        Ok(Self { sender: Some(sender), thread: Some(thread), shared })
+        Ok(Self { thread: Some(thread), shared })
     }
 
     /// Queues a job; never blocks. The queue is bounded by the caller: staging bounds the tickets,
-    /// and each release waits for the write-back of an earlier one.
-    pub fn submit(&self, job: Job) -> JobHandle {
-        let cell = Arc::new(JobCell::default());
-        let sender = self.sender.as_ref().expect("the sender lives as long as the worker");
-        if let Err(refused) = sender.send((job, Arc::clone(&cell))) {
-            let (_, cell) = refused.0;
-            finish(&cell, Err(Error::new(ErrorKind::Closed, "the I/O thread has ended")));
-        }
-        JobHandle(cell)
+    /// and each release waits for the write-back of an earlier one. With `is_taken` the outcome is to be taken.
+    pub fn submit(&self, job: Job, is_taken: bool) -> JobHandle {
+        let mut queue = self.shared.lock();
+        let buffer = AlignedBuffer::zeroed(0);
+        queue.jobs.push_back(Running { job, buffer, is_read: false, is_taken, due_ns: 0, ready_ns: 0 });
+        let number = queue.submitted;
+        queue.submitted += 1;
+        drop(queue);
+        self.shared.changed.notify_all();
+        JobHandle { number, shared: Arc::clone(&self.shared) }
     }
 
-    /// Memory for a job; what it holds is arbitrary.
-    pub fn buffer(&self, nbytes: usize) -> AlignedBuffer {
-        self.shared.backends[self.shared.memory_tier].buffer(nbytes)
+    /// Jobs that have not run yet.
+    pub fn queued(&self) -> u64 {
+        let queue = self.shared.lock();
+        queue.submitted - queue.finished
     }
 
-    /// What runs underneath each block tier.
+    /// What runs underneath each lower tier.
     pub fn backends(&self) -> &[Box<dyn Backend>] {
         &self.shared.backends
     }
@@ -160,7 +230,8 @@ impl Worker {
 
 impl Drop for Worker {
     fn drop(&mut self) {
-        drop(self.sender.take());
+        self.shared.lock().closing = true;
+        self.shared.changed.notify_all();
         if let Some(thread) = self.thread.take() {
             // A panic of the thread was already turned into a failed job.
             let _ = thread.join();
@@ -168,56 +239,143 @@ impl Drop for Worker {
     }
 }
 
-fn finish(cell: &JobCell, outcome: Result<JobDone>) {
-    let mut state = cell.state.lock().unwrap_or_else(PoisonError::into_inner);
-    state.outcome = Some(outcome);
-    state.finished = true;
-    cell.finished.notify_all();
-}
-
 impl Shared {
-    fn serve(&self, receiver: &Receiver<(Job, Arc<JobCell>)>) {
-        for (job, cell) in receiver {
-            let earlier = self.failed.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(Error::duplicate);
-            let outcome = if let Some(error) = earlier {
-                Err(error)
-            } else {
-                let run = std::panic::AssertUnwindSafe(|| self.run(job));
-                std::panic::catch_unwind(run).unwrap_or_else(|_| {
-                    Err(Error::new(ErrorKind::Io, "the I/O thread panicked; please report this as a bug"))
-                })
-            };
-            if let Err(error) = &outcome {
-                let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
-                failed.get_or_insert_with(|| error.duplicate());
+    fn lock(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wait(&self, number: u64) -> Result<MutexGuard<'_, Queue>> {
+        let mut queue = self.lock();
+        loop {
+            if number < queue.finished {
+                return Ok(queue);
             }
-            finish(&cell, outcome);
+            if queue.stalled {
+                if let Some(error) = queue.failure.take() {
+                    return Err(error);
+                }
+                queue.stalled = false;
+                self.changed.notify_all();
+            }
+            if queue.closing {
+                return Err(Error::new(ErrorKind::Closed, "the I/O thread has ended"));
+            }
+            queue = self.changed.wait(queue).unwrap_or_else(PoisonError::into_inner);
         }
     }
 
-    fn run(&self, job: Job) -> Result<JobDone> {
-        let Job { mut buffer, reads, expected, patches, images, writes, submitted_ns } = job;
-        let on_wall = submitted_ns.filter(|_| !self.clock.is_virtual());
-        buffer = self.transfer(buffer, &reads, Operation::Read)?;
-        for (key, offset) in expected {
-            TableLayout::check_header(key, &buffer[offset..])?;
-        }
-        let (mut due_ns, ready_ns) = (0, self.clock.now_ns());
-        if let Some(submitted_ns) = on_wall.filter(|_| !reads.is_empty()) {
-            due_ns = self.due(submitted_ns, &reads, Operation::Read);
-        }
-        for patch in patches {
-            let image = &images[patch.image_offset..patch.image_offset + patch.nbytes];
-            buffer[patch.buffer_offset..patch.buffer_offset + patch.nbytes].copy_from_slice(image);
-        }
-        if !writes.is_empty() {
-            if let Some(submitted_ns) = on_wall {
-                // Nobody waits for a write; it occupies the device all the same.
-                self.due(submitted_ns.max(due_ns), &writes, Operation::Write);
+    fn serve(&self) {
+        let mut scratch = AlignedBuffer::zeroed(0);
+        loop {
+            let mut queue = self.lock();
+            while !queue.closing && (queue.stalled || queue.jobs.is_empty()) {
+                queue = self.changed.wait(queue).unwrap_or_else(PoisonError::into_inner);
             }
-            buffer = self.transfer(buffer, &writes, Operation::Write)?;
+            if queue.closing && queue.stalled {
+                return;
+            }
+            let Some(running) = queue.jobs.pop_front() else { return };
+            drop(queue);
+            let run = std::panic::AssertUnwindSafe(|| self.run(running, &mut scratch));
+            let outcome = std::panic::catch_unwind(run);
+            let mut queue = self.lock();
+            match outcome {
+                Ok(Ok(done)) => {
+                    if let Some(done) = done {
+                        let number = queue.finished;
+                        queue.done.insert(number, done);
+                    }
+                    queue.finished += 1;
+                }
+                Ok(Err((running, error))) => {
+                    queue.jobs.push_front(*running);
+                    queue.stalled = true;
+                    queue.failure = Some(error);
+                }
+                Err(_) => {
+                    // The job is lost: nothing behind it may run.
+                    queue.stalled = true;
+                    queue.closing = true;
+                    queue.failure =
+                        Some(Error::new(ErrorKind::Io, "the I/O thread panicked; please report this as a bug"));
+                }
+            }
+            drop(queue);
+            self.changed.notify_all();
         }
-        Ok(JobDone { buffer, due_ns, ready_ns })
+    }
+
+    /// Gives the outcome if it is to be taken, or the job and its error.
+    fn run(
+        &self,
+        mut running: Running,
+        scratch: &mut AlignedBuffer,
+    ) -> std::result::Result<Option<JobDone>, (Box<Running>, Error)> {
+        if !running.is_read && running.buffer.is_empty() {
+            running.buffer = self.memory(scratch, running.job.nbytes);
+        }
+        if let Err(error) = self.advance(&mut running) {
+            return Err((Box::new(running), error));
+        }
+        let Running { job, buffer, due_ns, ready_ns, is_taken, .. } = running;
+        let done = is_taken.then(|| {
+            let mut kept = AlignedBuffer::zeroed(job.kept.iter().map(|&(_, nbytes)| nbytes).sum());
+            let mut to = 0;
+            for &(from, nbytes) in &job.kept {
+                kept[to..to + nbytes].copy_from_slice(&buffer[from..from + nbytes]);
+                to += nbytes;
+            }
+            JobDone { kept, due_ns, ready_ns }
+        });
+        *scratch = buffer;
+        Ok(done)
+    }
+
+    /// Memory for a job; what it holds is arbitrary. The memory of the job before it serves again.
+    fn memory(&self, scratch: &mut AlignedBuffer, nbytes: usize) -> AlignedBuffer {
+        let before = std::mem::replace(scratch, AlignedBuffer::zeroed(0));
+        if before.len() >= nbytes {
+            return before;
+        }
+        drop(before);
+        self.backends[self.memory_tier].buffer(nbytes)
+    }
+
+    /// Runs what is left of a job. Reads and writes may run again; what follows the reads runs once.
+    fn advance(&self, running: &mut Running) -> Result<()> {
+        let job = &running.job;
+        let on_wall = job.submitted_ns.filter(|_| !self.clock.is_virtual());
+        if !running.is_read {
+            self.transfer(job, &mut running.buffer, Operation::Read)?;
+            let buffer = &mut running.buffer;
+            for placed in &job.units {
+                if let (true, Unit::Block(key)) = (placed.is_checked, placed.unit) {
+                    key.check_header(&buffer[placed.buffer_offset..])
+                        .map_err(|error| error.with_context("rows", self.units.describe(&[placed.unit])))?;
+                }
+            }
+            running.ready_ns = self.clock.now_ns();
+            if let Some(submitted_ns) = on_wall.filter(|_| !job.reads.is_empty()) {
+                running.due_ns = self.due(submitted_ns, &job.reads, Operation::Read);
+            }
+            for &(key, buffer_offset) in &job.fresh {
+                self.units.initialise(key, &mut buffer[buffer_offset..]);
+            }
+            for copy in &job.copies {
+                let to = copy.to..copy.to + copy.nbytes;
+                if copy.from_images {
+                    buffer[to].copy_from_slice(&job.images[copy.from..copy.from + copy.nbytes]);
+                } else {
+                    buffer.copy_within(copy.from..copy.from + copy.nbytes, copy.to);
+                }
+            }
+            if let Some(submitted_ns) = on_wall.filter(|_| !job.writes.is_empty()) {
+                // Nobody waits for a write; it occupies the device all the same.
+                self.due(submitted_ns.max(running.due_ns), &job.writes, Operation::Write);
+            }
+            running.is_read = true;
+        }
+        self.transfer(job, &mut running.buffer, Operation::Write)
     }
 
     fn due(&self, submitted_ns: u64, transfers: &[Transfer], operation: Operation) -> u64 {
@@ -228,22 +386,44 @@ impl Shared {
     }
 
     /// One batch per tier; transfers are sorted by tier.
-    fn transfer(
-        &self,
-        mut buffer: AlignedBuffer,
-        transfers: &[Transfer],
-        operation: Operation,
-    ) -> Result<AlignedBuffer> {
+    fn transfer(&self, job: &Job, memory: &mut AlignedBuffer, operation: Operation) -> Result<()> {
+        let transfers = if operation == Operation::Read { &job.reads } else { &job.writes };
         for group in transfers.chunk_by(|a, b| a.tier == b.tier) {
             let backend = &self.backends[group[0].tier];
+            let buffer = std::mem::replace(memory, AlignedBuffer::zeroed(0));
             let batch = IoBatch { buffer, extents: group.iter().map(|transfer| transfer.extent).collect() };
             let (batch, result) = match operation {
                 Operation::Read => backend.read(batch),
                 Operation::Write => backend.write(batch),
             };
-            result?;
-            buffer = batch.buffer;
+            *memory = batch.buffer;
+            result.map_err(|error| self.explain(error, group, &job.units, operation))?;
         }
-        Ok(buffer)
+        Ok(())
+    }
+
+    /// Adds to a failed transfer which tier it was and which rows were on their way.
+    fn explain(&self, error: Error, group: &[Transfer], units: &[PlacedUnit], operation: Operation) -> Error {
+        // A backend that knows the request names its offset.
+        let at = error.context("offset").and_then(|offset| offset.parse::<u64>().ok());
+        let within = |transfer: &&Transfer| {
+            let Extent { offset, nbytes, .. } = transfer.extent;
+            at.is_none_or(|at| (offset..offset + nbytes as u64).contains(&at))
+        };
+        let concerned: Vec<Unit> = group
+            .iter()
+            .filter(within)
+            .flat_map(|transfer| {
+                let Extent { buffer_offset, nbytes, .. } = transfer.extent;
+                let first = units.partition_point(|unit| unit.buffer_offset <= buffer_offset).saturating_sub(1);
+                units[first..].iter().take_while(move |unit| unit.buffer_offset < buffer_offset + nbytes)
+            })
+            .map(|placed| placed.unit)
+            .collect();
+        let what = if operation == Operation::Read { "reading" } else { "writing" };
+        error
+            .with_context("tier", &self.names[group[0].tier])
+            .with_context("operation", what)
+            .with_context("rows", self.units.describe(&concerned))
     }
 }

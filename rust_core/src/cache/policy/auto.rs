@@ -6,7 +6,7 @@
 //! are known far better than their levels. Decisions fall at fixed numbers of accesses: runs repeat.
 
 use super::Policy;
-use super::kind::{Candidate, PolicyKind};
+use super::{AnyPolicy, PolicyKind};
 use crate::cache::row_cache::RowCache;
 use crate::rng;
 
@@ -19,13 +19,17 @@ const MEMORY: f64 = 0.875;
 /// Another policy must have been better by this much of the accesses.
 const LEAD: f64 = 0.002;
 const SALT: u64 = 0xd1b5_4a32_d192_ed03;
+/// Recency, frequency with a ghost, and frequency with quick demotion. Others win by little where they win
+/// (clock over lru), or cannot take over a cache whose counts they do not know (lfu). The first one begins.
+const CANDIDATES: [PolicyKind; 3] = [PolicyKind::S3Fifo, PolicyKind::Lru, PolicyKind::Sieve];
 
 /// One candidate at work, all of them in shadows.
 #[derive(Debug)]
 pub struct Auto {
-    capacity: usize,
+    slots: usize,
+    rows: usize,
     at_work: usize,
-    main: Candidate,
+    main: AnyPolicy,
     shadows: Vec<Shadow>,
     sample_below: u64,
     accesses: u64,
@@ -38,38 +42,50 @@ pub struct Auto {
 
 #[derive(Debug)]
 struct Shadow {
-    cache: RowCache<Candidate>,
+    cache: RowCache<AnyPolicy>,
     hits: u64,
     score: f64,
 }
 
+fn candidate(kind: PolicyKind, slots: usize, rows: usize) -> AnyPolicy {
+    AnyPolicy::new(kind, slots, rows, 0).expect("no candidate knows the future")
+}
+
 impl Auto {
-    /// For `capacity` slots, at least one. Begins as s3fifo, which takes longest to recover from the rows of another.
-    pub fn new(capacity: usize) -> Self {
-        let rows = capacity.clamp(1, SHADOW_ROWS);
-        let shadows = Candidate::KINDS.iter().map(|&kind| Shadow {
-            cache: RowCache::new(rows, Candidate::new(kind, rows)).expect("a capacity that fits, divided"),
+    /// For at least one row. Begins as s3fifo, which takes longest to recover from the rows of another.
+    pub fn new(rows: usize) -> Self {
+        Self::with_slots(rows, rows)
+    }
+
+    /// For `rows` attached rows at a time, in `slots` slots of which others are in flight.
+    pub fn with_slots(slots: usize, rows: usize) -> Self {
+        let shadow_rows = rows.clamp(1, SHADOW_ROWS);
+        let shadows = CANDIDATES.iter().map(|&kind| Shadow {
+            cache: RowCache::new(shadow_rows, candidate(kind, shadow_rows, shadow_rows))
+                .expect("a capacity that fits, divided"),
             hits: 0,
             score: 0.0,
         });
-        let sample_below = if rows >= capacity { u64::MAX } else { (((rows as u128) << 64) / capacity as u128) as u64 };
+        let sample_below =
+            if shadow_rows >= rows { u64::MAX } else { (((shadow_rows as u128) << 64) / rows as u128) as u64 };
         Self {
-            capacity,
+            slots,
+            rows,
             at_work: 0,
-            main: Candidate::new(Candidate::KINDS[0], capacity),
+            main: candidate(CANDIDATES[0], slots, rows),
             shadows: shadows.collect(),
             sample_below,
             accesses: 0,
             sampled: 0,
             sampled_score: 0.0,
-            period_accesses: PERIOD_ACCESSES_MIN.max(capacity as u64),
+            period_accesses: PERIOD_ACCESSES_MIN.max(rows as u64),
             next: None,
         }
     }
 
     /// The candidate at work.
     pub fn at_work(&self) -> PolicyKind {
-        Candidate::KINDS[self.at_work]
+        CANDIDATES[self.at_work]
     }
 
     /// Bytes of the shadows: the same for every cache of at least 1,000 rows, and apart from its metadata.
@@ -106,7 +122,7 @@ impl Auto {
 
     /// The rows stay; the new policy starts from the order of the old one.
     fn take_over(&mut self, next: usize, keys: &[u64]) {
-        let mut policy = Candidate::new(Candidate::KINDS[next], self.capacity);
+        let mut policy = candidate(CANDIDATES[next], self.slots, self.rows);
         policy.adopt(&self.main.coldest_first(), keys);
         self.main = policy;
         self.at_work = next;
@@ -132,6 +148,25 @@ impl Policy for Auto {
             self.take_over(next, keys);
         }
         self.main.evict(keys)
+    }
+
+    #[inline]
+    fn detach(&mut self, slot: u32) {
+        self.main.detach(slot);
+    }
+
+    #[inline]
+    fn attach(&mut self, slot: u32) {
+        self.main.attach(slot);
+    }
+
+    #[inline]
+    fn is_detached(&self, slot: u32) -> bool {
+        self.main.is_detached(slot)
+    }
+
+    fn forget(&mut self, slot: u32) {
+        self.main.forget(slot);
     }
 
     fn coldest_first(&self) -> Vec<u32> {

@@ -3,10 +3,12 @@
 use super::Policy;
 use crate::bits::BitSet;
 
-/// One bit per slot, and the hand.
+/// Two bits per slot, and the hand.
 #[derive(Debug)]
 pub struct Clock {
     referenced: BitSet,
+    /// In flight, or not in use.
+    detached: BitSet,
     hand: u32,
     admitted: u32,
 }
@@ -14,7 +16,8 @@ pub struct Clock {
 impl Clock {
     /// For `capacity` slots.
     pub fn new(capacity: usize) -> Self {
-        Self { referenced: BitSet::new(capacity as u64), hand: 0, admitted: 0 }
+        let bits = || BitSet::new(capacity as u64);
+        Self { referenced: bits(), detached: bits(), hand: 0, admitted: 0 }
     }
 
     fn after(&self, slot: u32) -> u32 {
@@ -26,6 +29,7 @@ impl Policy for Clock {
     #[inline]
     fn admit(&mut self, slot: u32, _key: u64) {
         self.admitted = self.admitted.max(slot + 1);
+        self.detached.remove(u64::from(slot));
     }
 
     #[inline]
@@ -35,22 +39,44 @@ impl Policy for Clock {
 
     #[inline]
     fn evict(&mut self, _keys: &[u64]) -> u32 {
-        while self.referenced.remove(u64::from(self.hand)) {
+        while self.detached.contains(u64::from(self.hand)) || self.referenced.remove(u64::from(self.hand)) {
             self.hand = self.after(self.hand);
         }
         let victim = self.hand;
+        self.detached.insert(u64::from(victim));
         self.hand = self.after(self.hand);
         victim
     }
 
+    #[inline]
+    fn detach(&mut self, slot: u32) {
+        self.detached.insert(u64::from(slot));
+    }
+
+    #[inline]
+    fn attach(&mut self, slot: u32) {
+        self.detached.remove(u64::from(slot));
+    }
+
+    #[inline]
+    fn is_detached(&self, slot: u32) -> bool {
+        self.detached.contains(u64::from(slot))
+    }
+
+    fn forget(&mut self, slot: u32) {
+        self.detached.insert(u64::from(slot));
+        self.referenced.remove(u64::from(slot));
+    }
+
     /// From the hand on: first those that were not used.
     fn coldest_first(&self) -> Vec<u32> {
-        let round = || (self.hand..self.admitted).chain(0..self.hand.min(self.admitted));
+        let attached = |slot: &u32| !self.detached.contains(u64::from(*slot));
+        let round = || (self.hand..self.admitted).chain(0..self.hand.min(self.admitted)).filter(attached);
         let used = |slot: &u32| self.referenced.contains(u64::from(*slot));
         round().filter(|slot| !used(slot)).chain(round().filter(used)).collect()
     }
 
     fn metadata_bytes(&self) -> usize {
-        self.referenced.metadata_bytes()
+        self.referenced.metadata_bytes() + self.detached.metadata_bytes()
     }
 }

@@ -3,11 +3,14 @@
 use std::fmt;
 use std::str::FromStr;
 
-use super::{Lru, Policy, S3Fifo, Sieve};
-use crate::error::{Error, ErrorKind};
+use serde::Deserialize;
+
+use super::{Auto, Clock, Lfu, Lookahead, Lru, Policy, Random, S3Fifo, Sieve};
+use crate::error::{Error, ErrorKind, Result};
 
 /// A policy by name. `min` is for replay only: it knows the future.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum PolicyKind {
     /// [`Lru`]
     Lru,
@@ -53,7 +56,7 @@ impl fmt::Display for PolicyKind {
 impl FromStr for PolicyKind {
     type Err = Error;
 
-    fn from_str(text: &str) -> Result<Self, Error> {
+    fn from_str(text: &str) -> Result<Self> {
         Self::ALL.iter().find(|(_, name)| *name == text).map(|&(kind, _)| kind).ok_or_else(|| {
             let names: Vec<_> = Self::ALL.iter().map(|&(_, name)| name).collect();
             Error::new(ErrorKind::Config, format!("\"{text}\" is not a policy; choose of {}", names.join(", ")))
@@ -61,39 +64,62 @@ impl FromStr for PolicyKind {
     }
 }
 
-/// What `auto` chooses from: recency, frequency with a ghost, and frequency with quick demotion. Others win by
-/// little where they win (clock over lru), or cannot take over a cache whose counts they do not know (lfu).
+/// Any policy that works without knowing the future, chosen at run time.
 #[derive(Debug)]
-pub(super) enum Candidate {
+#[expect(missing_docs, reason = "each variant is the policy of its name")]
+pub enum AnyPolicy {
     Lru(Lru),
+    Lfu(Lfu),
+    Clock(Clock),
     S3Fifo(S3Fifo),
     Sieve(Sieve),
+    Lookahead(Lookahead),
+    Auto(Box<Auto>),
+    Random(Random),
 }
 
-impl Candidate {
-    pub(super) const KINDS: [PolicyKind; 3] = [PolicyKind::S3Fifo, PolicyKind::Lru, PolicyKind::Sieve];
-
-    /// One of [`Self::KINDS`].
-    pub(super) fn new(kind: PolicyKind, capacity: usize) -> Self {
-        match kind {
-            PolicyKind::S3Fifo => Self::S3Fifo(S3Fifo::new(capacity)),
-            PolicyKind::Sieve => Self::Sieve(Sieve::new(capacity)),
-            _ => Self::Lru(Lru::new(capacity)),
-        }
+impl AnyPolicy {
+    /// For `rows` attached rows at a time in `slots` slots.
+    ///
+    /// # Errors
+    ///
+    /// `Config` for `min`, which would have to know the future.
+    pub fn new(kind: PolicyKind, slots: usize, rows: usize, seed: u64) -> Result<Self> {
+        Ok(match kind {
+            PolicyKind::Lru => Self::Lru(Lru::new(slots)),
+            PolicyKind::Lfu => Self::Lfu(Lfu::new(slots)),
+            PolicyKind::Clock => Self::Clock(Clock::new(slots)),
+            PolicyKind::S3Fifo => Self::S3Fifo(S3Fifo::with_slots(slots, rows)),
+            PolicyKind::Sieve => Self::Sieve(Sieve::new(slots)),
+            PolicyKind::Lookahead => Self::Lookahead(Lookahead::new(slots)),
+            PolicyKind::Auto => Self::Auto(Box::new(Auto::with_slots(slots, rows))),
+            PolicyKind::Random => Self::Random(Random::new(slots, seed)),
+            PolicyKind::Min => {
+                return Err(Error::new(
+                    ErrorKind::Config,
+                    "the policy \"min\" knows the future and is for replays only; use lookahead in a store",
+                ));
+            }
+        })
     }
 }
 
 macro_rules! each {
-    ($candidate:expr, $policy:ident => $call:expr) => {
-        match $candidate {
-            Candidate::Lru($policy) => $call,
-            Candidate::S3Fifo($policy) => $call,
-            Candidate::Sieve($policy) => $call,
+    ($any:expr, $policy:ident => $call:expr) => {
+        match $any {
+            AnyPolicy::Lru($policy) => $call,
+            AnyPolicy::Lfu($policy) => $call,
+            AnyPolicy::Clock($policy) => $call,
+            AnyPolicy::S3Fifo($policy) => $call,
+            AnyPolicy::Sieve($policy) => $call,
+            AnyPolicy::Lookahead($policy) => $call,
+            AnyPolicy::Auto($policy) => $call,
+            AnyPolicy::Random($policy) => $call,
         }
     };
 }
 
-impl Policy for Candidate {
+impl Policy for AnyPolicy {
     #[inline]
     fn admit(&mut self, slot: u32, key: u64) {
         each!(self, policy => policy.admit(slot, key));
@@ -107,6 +133,33 @@ impl Policy for Candidate {
     #[inline]
     fn evict(&mut self, keys: &[u64]) -> u32 {
         each!(self, policy => policy.evict(keys))
+    }
+
+    #[inline]
+    fn detach(&mut self, slot: u32) {
+        each!(self, policy => policy.detach(slot));
+    }
+
+    #[inline]
+    fn attach(&mut self, slot: u32) {
+        each!(self, policy => policy.attach(slot));
+    }
+
+    #[inline]
+    fn is_detached(&self, slot: u32) -> bool {
+        each!(self, policy => policy.is_detached(slot))
+    }
+
+    fn forget(&mut self, slot: u32) {
+        each!(self, policy => policy.forget(slot));
+    }
+
+    fn announce(&mut self, keys: &[u64], slot_of: impl Fn(u64) -> Option<u32>) -> Result<()> {
+        each!(self, policy => policy.announce(keys, slot_of))
+    }
+
+    fn begin_batch(&mut self, slot_of: impl Fn(u64) -> Option<u32>) {
+        each!(self, policy => policy.begin_batch(slot_of));
     }
 
     fn adopt(&mut self, coldest_first: &[u32], keys: &[u64]) {

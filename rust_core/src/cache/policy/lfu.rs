@@ -48,9 +48,12 @@ impl Policy for Lfu {
     #[inline]
     fn hit(&mut self, slot: u32, _key: u64) {
         let count = &mut self.counts[slot as usize];
-        self.links.unlink(&mut self.lists[usize::from(*count)], slot);
+        let before = usize::from(*count);
         *count = count.saturating_add(1);
-        self.links.push_newest(&mut self.lists[usize::from(*count)], slot);
+        if !self.links.is_out(slot) {
+            self.links.unlink(&mut self.lists[before], slot);
+            self.links.push_newest(&mut self.lists[usize::from(*count)], slot);
+        }
     }
 
     #[inline]
@@ -59,6 +62,29 @@ impl Policy for Lfu {
             self.least += 1;
         }
         self.links.pop_oldest(&mut self.lists[self.least])
+    }
+
+    #[inline]
+    fn detach(&mut self, slot: u32) {
+        if !self.links.is_out(slot) {
+            self.links.unlink(&mut self.lists[usize::from(self.counts[slot as usize])], slot);
+        }
+    }
+
+    #[inline]
+    fn attach(&mut self, slot: u32) {
+        let count = usize::from(self.counts[slot as usize]);
+        self.links.push_newest(&mut self.lists[count], slot);
+        self.least = self.least.min(count);
+    }
+
+    #[inline]
+    fn is_detached(&self, slot: u32) -> bool {
+        self.links.is_out(slot)
+    }
+
+    fn forget(&mut self, slot: u32) {
+        self.detach(slot);
     }
 
     fn coldest_first(&self) -> Vec<u32> {

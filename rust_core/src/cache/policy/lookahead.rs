@@ -117,6 +117,11 @@ impl Lookahead {
 
     #[inline]
     fn relist(&mut self, slot: u32, batch: Option<u32>) {
+        if self.links.is_out(slot) {
+            // In flight: it is listed when it is attached.
+            self.list_of[slot as usize] = Self::list_of_batch(batch);
+            return;
+        }
         self.links.unlink(&mut self.lists[usize::from(self.list_of[slot as usize])], slot);
         self.list(slot, batch);
     }
@@ -154,6 +159,27 @@ impl Policy for Lookahead {
             }
         }
         unreachable!("an admitted slot is in one of the lists");
+    }
+
+    #[inline]
+    fn detach(&mut self, slot: u32) {
+        if !self.links.is_out(slot) {
+            self.links.unlink(&mut self.lists[usize::from(self.list_of[slot as usize])], slot);
+        }
+    }
+
+    #[inline]
+    fn attach(&mut self, slot: u32) {
+        self.links.push_newest(&mut self.lists[usize::from(self.list_of[slot as usize])], slot);
+    }
+
+    #[inline]
+    fn is_detached(&self, slot: u32) -> bool {
+        self.links.is_out(slot)
+    }
+
+    fn forget(&mut self, slot: u32) {
+        self.detach(slot);
     }
 
     fn announce(&mut self, keys: &[u64], slot_of: impl Fn(u64) -> Option<u32>) -> Result<()> {

@@ -25,7 +25,7 @@ impl Policy for Lru {
 
     #[inline]
     fn hit(&mut self, slot: u32, _key: u64) {
-        if slot != self.list.newest {
+        if slot != self.list.newest && !self.links.is_out(slot) {
             self.links.unlink(&mut self.list, slot);
             self.links.push_newest(&mut self.list, slot);
         }
@@ -34,6 +34,27 @@ impl Policy for Lru {
     #[inline]
     fn evict(&mut self, _keys: &[u64]) -> u32 {
         self.links.pop_oldest(&mut self.list)
+    }
+
+    #[inline]
+    fn detach(&mut self, slot: u32) {
+        if !self.links.is_out(slot) {
+            self.links.unlink(&mut self.list, slot);
+        }
+    }
+
+    #[inline]
+    fn attach(&mut self, slot: u32) {
+        self.links.push_newest(&mut self.list, slot);
+    }
+
+    #[inline]
+    fn is_detached(&self, slot: u32) -> bool {
+        self.links.is_out(slot)
+    }
+
+    fn forget(&mut self, slot: u32) {
+        self.detach(slot);
     }
 
     fn coldest_first(&self) -> Vec<u32> {

@@ -1,0 +1,90 @@
+//! What the I/O thread has to know of tables: how blocks come into being, and what to call their rows.
+
+use super::StoreConfig;
+use super::parts::Part;
+use crate::embedding::{Initialisation, initialise_row};
+use crate::tier::{BlockKey, FreshBlocks, Home, LowerTiers, Unit, Units, split_row_key};
+
+/// Units that an error names; of more it gives the number.
+const NAMED_MAX: usize = 3;
+
+pub(super) struct StoreUnits {
+    tables: Vec<(String, Initialisation)>,
+    seed: u64,
+    /// Table, first row, and blocks.
+    parts: Vec<(usize, u64, FreshBlocks)>,
+    /// Name of a table that lives in the log, and blocks.
+    logs: Vec<(String, FreshBlocks)>,
+}
+
+impl StoreUnits {
+    pub(super) fn new(config: &StoreConfig, parts: &[Part], lower: &LowerTiers) -> Self {
+        let log_blocks = |log: usize| FreshBlocks::Log {
+            rows_per_block: lower.logs[log].log.rows_per_block() as usize,
+            block_bytes: lower.logs[log].log.block_bytes() as usize,
+        };
+        let of_part = |(part, tiers): (&Part, &crate::tier::PartTiers)| {
+            let blocks = match &tiers.place {
+                Home::InPlace { layout, .. } => FreshBlocks::InPlace {
+                    layout: *layout,
+                    rows: tiers.shape.rows,
+                    weight_floats: tiers.shape.weight_floats,
+                },
+                Home::Log { log, .. } => log_blocks(*log),
+            };
+            (part.table, part.first_row, blocks)
+        };
+        let of_log = |log: usize| {
+            let table = parts[lower.logs[log].first_part].table;
+            (config.tables[table].name.clone(), log_blocks(log))
+        };
+        Self {
+            tables: config.tables.iter().map(|table| (table.name.clone(), table.init)).collect(),
+            seed: config.seed,
+            parts: parts.iter().zip(&lower.parts).map(of_part).collect(),
+            logs: (0..lower.logs.len()).map(of_log).collect(),
+        }
+    }
+
+    fn name(&self, unit: Unit) -> String {
+        match unit {
+            Unit::Row(key) => {
+                let (part, row) = split_row_key(key);
+                let (table, first_row, _) = &self.parts[part];
+                format!("{} row {}", self.tables[*table].0, first_row + row)
+            }
+            Unit::Block(key) => {
+                let (number, block) = key.parts();
+                if let Some(log) = number.checked_sub(self.parts.len()) {
+                    return format!("block {block} of the log of {}", self.logs[log].0);
+                }
+                let (table, first_row, blocks) = &self.parts[number];
+                let FreshBlocks::InPlace { layout, rows, .. } = blocks else { return String::new() };
+                let first = block * layout.rows_per_block;
+                let end = (first + layout.rows_per_block).min(*rows);
+                format!("{} rows {} to {}", self.tables[*table].0, first_row + first, first_row + end - 1)
+            }
+        }
+    }
+}
+
+impl Units for StoreUnits {
+    fn describe(&self, units: &[Unit]) -> String {
+        let mut names: Vec<String> = units.iter().take(NAMED_MAX).map(|&unit| self.name(unit)).collect();
+        if units.len() > NAMED_MAX {
+            names.push(format!("and {} more", units.len() - NAMED_MAX));
+        }
+        names.join("; ")
+    }
+
+    fn initialise(&self, key: BlockKey, block: &mut [u8]) {
+        let number = key.parts().0;
+        if let Some(log) = number.checked_sub(self.parts.len()) {
+            self.logs[log].1.write(key, block, |_, _| ());
+            return;
+        }
+        let (table, first_row, blocks) = &self.parts[number];
+        let init = self.tables[*table].1;
+        blocks.write(key, block, |row, weights| initialise_row(init, self.seed, *table, first_row + row, weights));
+    }
+}
