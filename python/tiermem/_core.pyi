@@ -143,6 +143,12 @@ class Store:
     def write_rows(self, table: int, start: int, weights: _Bytes, state: _Bytes | None = None) -> None:
         """Replaces rows: weights float32 [n, D], state float32 [n, S] or zero."""
 
+    def save_rows(self, path: str | PathLike[str]) -> int:
+        """Writes all rows that exist to a new file; gives their number."""
+
+    def load_rows(self, path: str | PathLike[str]) -> int:
+        """Replaces all rows by those of a file; gives their number."""
+
     def chunk_rows(self, table: int) -> int:
         """The most ids of one forward-only lookup that surely fit in staging memory."""
 

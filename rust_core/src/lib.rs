@@ -1,7 +1,7 @@
 //! The core of tiermem: emulated storage-class memory and an exact tiered embedding store.
 //!
 //! No Python in here. Modules depend downwards only:
-//! `store > embedding | trace > tier > cache | nbd > device > backend > stats > error units clock rng bits`.
+//! `store > embedding | snapshot | trace > tier > cache | nbd > device > backend > stats > error units clock rng bits`.
 
 pub mod backend;
 pub mod bits;
@@ -12,6 +12,7 @@ pub mod embedding;
 pub mod error;
 pub mod nbd;
 pub mod rng;
+pub mod snapshot;
 pub mod stats;
 pub mod store;
 mod sync;

@@ -6,13 +6,11 @@ mod common;
 
 use common::{config, tier};
 use tiermem_core::ErrorKind;
-use tiermem_core::backend::{Backend, RamBackend};
+use tiermem_core::backend::RamBackend;
 use tiermem_core::device::DeviceSpec;
 use tiermem_core::embedding::{OptimizerConfig, Pooling};
 use tiermem_core::store::{Budget, Lookup, Pooled, Store, StoreConfig, TierConfig};
-use tiermem_core::testkit::FailingBackend;
 
-const LR: f32 = 0.1;
 const SUM: Pooled<'static> = Pooled { pooling: Pooling::Sum, sample_weights: None };
 
 fn small(tiers: Vec<TierConfig>, staging_bytes: u64) -> StoreConfig {
@@ -101,32 +99,6 @@ fn a_device_smaller_than_the_table_and_a_memory_limit_are_capacity_errors() {
 }
 
 #[test]
-fn every_failure_of_a_backend_is_an_error_and_stops_the_store() {
-    for operations in 0..12 {
-        let wrap = |_: usize, _: Box<dyn Backend>| -> Box<dyn Backend> {
-            Box::new(FailingBackend::after(operations, libc::EIO, RamBackend::new(1 << 24).unwrap()))
-        };
-        let store = Store::open_wrapped(small(two_tiers(4), 64 * 64), &wrap).unwrap();
-        let mut failure = None;
-        for step in 0..60i64 {
-            let ids: Vec<i64> = (0..16).map(|n| (step * 7 + n * 61) % 500).collect();
-            let outcome = store.prefetch(&[Lookup { table: 0, ids: &ids, offsets: &[0] }]).and_then(|ticket| {
-                store.wait(ticket, &|| false)?;
-                store.update(ticket, 0, SUM, &[1.0; 16], LR)?;
-                store.release(ticket)
-            });
-            if let Err(error) = outcome {
-                failure = Some(error);
-                break;
-            }
-        }
-        let error = failure.expect("the fault is reached");
-        assert!(matches!(error.kind(), ErrorKind::Io | ErrorKind::Closed), "{error}");
-        assert_eq!(store.prefetch(&[]).unwrap_err().kind(), ErrorKind::Closed);
-    }
-}
-
-#[test]
 fn gradients_of_two_lookups_are_one_update_and_keep_the_rows() {
     let open =
         |tiers| Store::open(config(&[(100, 4)], tiers, OptimizerConfig::RowwiseAdagrad { eps: 0.0 }, 1 << 16)).unwrap();
@@ -176,23 +148,6 @@ fn rows_that_were_written_are_read_wherever_they_are() {
     store.close().unwrap();
     store.close().unwrap();
     assert!(store.now_ns() > 0);
-    assert_eq!(store.prefetch(&[]).unwrap_err().kind(), ErrorKind::Closed);
-}
-
-#[test]
-fn after_a_failed_write_back_nothing_is_read_any_more() {
-    // The write-back of the first release fails; what is on the tier is older than what was trained.
-    let wrap = |_: usize, _: Box<dyn Backend>| -> Box<dyn Backend> {
-        Box::new(FailingBackend::after(0, libc::ENOSPC, RamBackend::new(1 << 24).unwrap()))
-    };
-    let store = Store::open_wrapped(small(two_tiers(4), 1 << 16), &wrap).unwrap();
-    let ids: Vec<i64> = (0..50).collect();
-    let ticket = store.prefetch(&[Lookup { table: 0, ids: &ids, offsets: &[0] }]).unwrap();
-    store.wait(ticket, &|| false).unwrap();
-    store.update(ticket, 0, SUM, &[1.0; 16], LR).unwrap();
-    store.release(ticket).unwrap();
-    let error = store.read_rows(0, 0, &mut [0.0; 16], &mut []).unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::NoSpace, "{error}");
     assert_eq!(store.prefetch(&[]).unwrap_err().kind(), ErrorKind::Closed);
 }
 

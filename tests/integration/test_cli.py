@@ -36,7 +36,7 @@ def _json(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]
 def test_help_and_version_name_every_verb() -> None:
     done = _run("--help")
     assert done.returncode == 0
-    for verb in ("demo", "data", "device", "train", "report", "doctor"):
+    for verb in ("demo", "data", "device", "train", "export", "report", "doctor"):
         assert verb in done.stdout
     assert _run("--version").stdout.startswith("tiermem 0.")
     assert _run("nonsense").returncode == 2
@@ -45,7 +45,8 @@ def test_help_and_version_name_every_verb() -> None:
 def test_train_writes_a_run_that_report_reads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "run"
     found = _json(capsys, "train", "--config", "demo-tiering", *SMALL, "--out", str(out))
-    assert sorted(path.name for path in out.iterdir()) == ["config.json", "record.json", "report.html"]
+    names = ["config.json", "experiment.json", "record.json", "report.html"]
+    assert sorted(path.name for path in out.iterdir()) == names
     run = found["results"]["runs"]["trace"]
     assert run["steps"] == 12
     nand = run["store"]["tiers"][1]

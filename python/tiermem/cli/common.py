@@ -195,6 +195,11 @@ def say_how_it_ran(output: Output, record: Mapping[str, Any]) -> None:
             if engine["fallback_reason"]:
                 output.result(f"{name}: {tier} ran on {engine['engine']}: {engine['fallback_reason']}")
     for name, run in record["results"]["runs"].items():
+        if "resumed_from_step" in run:
+            output.result(
+                f"{name}: went on from step {run['resumed_from_step']} with cold caches; losses, scores and"
+                " step times are of the whole run, tiers and devices of the steps since"
+            )
         lateness = run["store"]["lateness"]
         if not lateness["valid"]:
             output.result(

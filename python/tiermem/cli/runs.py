@@ -1,40 +1,70 @@
 """Training runs and their record, for `train` and `demo`."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from tiermem import _core
+from tiermem.checkpoint import ResumePoint, TableShape
 from tiermem.cli.common import Output
 from tiermem.config import Config, Experiment
 from tiermem.data import Dataset, load_dataset
 from tiermem.data.accesses import TraceTable
 from tiermem.data.trace_file import TraceWriter
+from tiermem.embedding import EmbeddingStore, TableConfig
 from tiermem.results import canonical, record
 from tiermem.train import Run, Trainer
 
-__all__ = ["capture_run", "run_record", "train_run"]
+__all__ = ["capture_run", "open_store", "run_record", "train_run"]
 
 
 def train_run(
-    experiment: Experiment, name: str, output: Output, dataset: Dataset | None = None
+    experiment: Experiment,
+    name: str,
+    output: Output,
+    dataset: Dataset | None = None,
+    *,
+    run_directory: Path | None = None,
+    resume: ResumePoint | None = None,
 ) -> tuple[Dataset, Run]:
-    """Reads the data, unless it is given, and trains with progress."""
+    """Reads the data, unless it is given, and trains with progress; snapshots go into the directory."""
     if dataset is None:
         dataset = load_dataset(experiment.data, experiment.seed)
     with output.progress(name) as progress:
-        run = Trainer(experiment, dataset, name=name, progress=progress).fit()
-    return dataset, run
+        trainer = Trainer(
+            experiment, dataset, name=name, progress=progress, run_directory=run_directory, resume=resume
+        )
+        return dataset, trainer.fit()
 
 
-def capture_run(experiment: Experiment, name: str, output: Output, path: str) -> tuple[Dataset, Run]:
+def capture_run(
+    experiment: Experiment, name: str, output: Output, path: str, *, run_directory: Path
+) -> tuple[Dataset, Run]:
     """`train_run` that also writes the accesses of its training steps to a trace."""
     dataset = load_dataset(experiment.data, experiment.seed)
     row_bytes = experiment.model.dim * 4
     tables = tuple(TraceTable(column.name, column.rows, row_bytes) for column in dataset.sparse)
     origin = f"captured from training on {dataset.name}, seed {experiment.seed}"
     with TraceWriter(path, tables, origin=origin) as writer, output.progress(name) as progress:
-        trainer = Trainer(experiment, dataset, name=name, progress=progress, capture=writer.write)
+        trainer = Trainer(
+            experiment,
+            dataset,
+            name=name,
+            progress=progress,
+            capture=writer.write,
+            run_directory=run_directory,
+        )
         return dataset, trainer.fit()
+
+
+def open_store(experiment: Experiment, tables: Sequence[TableShape]) -> EmbeddingStore:
+    """A store like the one of a training run, for copying rows: nobody waits in it."""
+    return EmbeddingStore(
+        [TableConfig(name=table.name, rows=table.rows, dim=table.dim) for table in tables],
+        hierarchy=experiment.effective_hierarchy().replace(clock="virtual"),
+        optimizer=experiment.train.optimizer,
+        seed=experiment.seed,
+    )
 
 
 def run_record(

@@ -1,7 +1,10 @@
-"""`tiermem train`: one experiment from a file."""
+"""`tiermem train`: one experiment from a file, or a run that ended too early."""
 
 import argparse
-from typing import Any
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from tiermem.cli.common import (
     Output,
@@ -12,7 +15,12 @@ from tiermem.cli.common import (
     say_how_it_ran,
 )
 from tiermem.config import Experiment
+from tiermem.errors import ConfigError
 from tiermem.report import all_tables, render_html
+
+if TYPE_CHECKING:
+    from tiermem.data import Dataset
+    from tiermem.train import Run
 
 __all__ = ["add"]
 
@@ -21,13 +29,16 @@ def add(verbs: "argparse._SubParsersAction[Any]") -> None:
     """Adds the verb."""
     parser = verbs.add_parser(
         "train",
-        help="train the model of an experiment",
+        help="train the model of an experiment, or go on with a run",
         epilog="Example: tiermem train --config demo-quality --set train.epochs=1",
     )
+    parser.add_argument("--config", metavar="FILE", help="an experiment file, or a shipped name")
     parser.add_argument(
-        "--config", required=True, metavar="FILE", help="an experiment file, or a shipped name"
+        "--resume",
+        metavar="RUN_DIR",
+        help="go on from the last snapshot of a run directory, or from the snapshot that is named",
     )
-    add_override_option(parser, "replace one value, e.g. train.epochs=2")
+    add_override_option(parser, "replace one value, e.g. train.epochs=2, train.snapshot_every_steps=100")
     parser.add_argument("--seed", type=int, help="replaces the experiment's seed")
     parser.add_argument(
         "--capture-trace", metavar="T", help="write the accesses of the training steps to a trace"
@@ -39,17 +50,88 @@ def add(verbs: "argparse._SubParsersAction[Any]") -> None:
 
 def _run(options: argparse.Namespace) -> int:
     output = Output(options)
+    return _start(options, output) if options.resume is None else _go_on(options, output)
+
+
+def _start(options: argparse.Namespace, output: Output) -> int:
+    if options.config is None:
+        raise ConfigError("give an experiment by --config FILE, or a run to go on with by --resume RUN_DIR")
     seed = [] if options.seed is None else [f"seed={options.seed}"]
     experiment = Experiment.load(options.config, [*options.overrides, *seed])
-    from tiermem.cli.runs import capture_run, run_record, train_run  # noqa: PLC0415 (loads torch and the extension)
+    from tiermem.checkpoint import claim, write_experiment  # noqa: PLC0415 (loads torch)
+    from tiermem.cli.runs import capture_run, train_run  # noqa: PLC0415 (loads torch and the extension)
 
-    with run_directory(options.out, "train") as directory:
-        if options.capture_trace is None:
-            dataset, run = train_run(experiment, experiment.data.name, output)
+    name = experiment.data.name
+    with run_directory(options.out, "train") as directory, claim(directory):
+        write_experiment(directory, experiment)
+        with _saying_how_to_go_on(directory, output):
+            if options.capture_trace is None:
+                dataset, run = train_run(experiment, name, output, run_directory=directory)
+            else:
+                dataset, run = capture_run(
+                    experiment, name, output, options.capture_trace, run_directory=directory
+                )
+            return _finish(experiment, dataset, run, directory, output)
+
+
+def _go_on(options: argparse.Namespace, output: Output) -> int:
+    _refuse_options(options)
+    from tiermem.checkpoint import claim, find_resume_point  # noqa: PLC0415 (loads torch)
+    from tiermem.cli.runs import train_run  # noqa: PLC0415 (loads torch and the extension)
+
+    asked = Path(options.resume)
+    point = find_resume_point(asked, "tiermem train --resume")
+    directory, step, steps = point.run_directory, point.manifest.step, point.manifest.steps
+    if step == steps and point.snapshot != asked and (directory / "record.json").exists():
+        raise ConfigError(
+            f"{directory} has done all of its {steps} steps; to repeat some, name a snapshot of it:"
+            f" --resume {point.snapshot}"
+        )
+    with claim(directory), _saying_how_to_go_on(directory, output):
+        output.line(f"going on from step {step} of {steps}: {point.snapshot}")
+        dataset, run = train_run(
+            point.experiment, point.experiment.data.name, output, run_directory=directory, resume=point
+        )
+        return _finish(point.experiment, dataset, run, directory, output)
+
+
+def _refuse_options(options: argparse.Namespace) -> None:
+    """A run that goes on is the run that it was."""
+    given = {
+        "--config": options.config is not None,
+        "--set": bool(options.overrides),
+        "--seed": options.seed is not None,
+        "--out": options.out is not None,
+        "--capture-trace": options.capture_trace is not None,
+    }
+    refused = [name for name, is_given in given.items() if is_given]
+    if refused:
+        raise ConfigError(
+            f"{' and '.join(refused)} cannot go with --resume: a run goes on as it was begun, in its own"
+            " directory; start a new run to change it"
+        )
+
+
+@contextlib.contextmanager
+def _saying_how_to_go_on(directory: Path, output: Output) -> Iterator[None]:
+    """A run that fails leaves its snapshots and says so; without snapshots it leaves nothing of its own."""
+    from tiermem.checkpoint import forget_experiment, list_snapshots  # noqa: PLC0415 (loads torch)
+
+    try:
+        yield
+    except BaseException:
+        if list_snapshots(directory):
+            output.result(f"the snapshots stay: tiermem train --resume {directory}")
         else:
-            dataset, run = capture_run(experiment, experiment.data.name, output, options.capture_trace)
-        record = run_record({"experiment": experiment}, [run], seed=experiment.seed)
-        save_run(directory, record, render_html(record, title=f"tiermem train: {dataset.name}"))
+            forget_experiment(directory)
+        raise
+
+
+def _finish(experiment: Experiment, dataset: "Dataset", run: "Run", directory: Path, output: Output) -> int:
+    from tiermem.cli.runs import run_record  # noqa: PLC0415 (loads torch and the extension)
+
+    record = run_record({"experiment": experiment}, [run], seed=experiment.seed)
+    save_run(directory, record, render_html(record, title=f"tiermem train: {dataset.name}"))
     for table in all_tables(record):
         output.table(table)
     say_how_it_ran(output, record)

@@ -157,6 +157,10 @@ class TrainConfig(Config):
     """How many batches ahead rows are fetched; 0: only when they are needed."""
     evaluate: bool = True
     """Whether to score the validation split after each epoch and the test split at the end."""
+    snapshot_every_steps: int = Field(default=0, ge=0)
+    """Steps from one snapshot to the next; one more is taken after the last step. 0: none."""
+    keep_latest: int = Field(default=2, ge=1)
+    """How many snapshots to keep; older ones are removed when a new one is in place."""
 
 
 class ComputeConfig(Config):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
@@ -265,6 +266,28 @@ class EmbeddingStore:
         view = bytes_of(float_rows("weights", weights))
         state_view = None if state is None else bytes_of(float_rows("state", state))
         self._core.write_rows(table, start, view, state_view)
+
+    def save_rows(self, path: str | os.PathLike[str]) -> int:
+        """Writes all rows that exist, weights and optimizer state, to a new file; gives their number.
+
+        Streams in chunks of bounded size, costs no virtual time, and leaves batches in flight as they are.
+        The file is safe (fsync) when this returns.
+
+        Raises:
+            DeviceError: if the file exists or cannot be written, or a tier failed.
+        """
+        return self._core.save_rows(path)
+
+    def load_rows(self, path: str | os.PathLike[str]) -> int:
+        """Replaces the rows of a store that was just opened by those of a file; gives their number.
+
+        The file is read through and checked before any row is replaced.
+
+        Raises:
+            ConfigError: if the file is of other tables.
+            CorruptionError: if it was cut short or changed; names the file and the offset.
+        """
+        return self._core.load_rows(path)
 
     def flush(self) -> None:
         """Writes every changed row down to the tier below and waits for it."""

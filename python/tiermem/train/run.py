@@ -60,6 +60,8 @@ class Run:
     latency_cdfs: dict[str, list[tuple[int, float]]] = dataclasses.field(default_factory=dict)
     weights_digest: str = ""
     """SHA-256 over all rows, their optimizer state, and all dense parameters."""
+    resumed_from_step: int | None = None
+    """The step of the snapshot from which it went on; counters of the store are of the steps after it."""
     wall_s: float = 0.0
     """Time that the run took on the host; never part of the results of a virtual-time run."""
 
@@ -84,8 +86,10 @@ class Run:
             stage: sum(getattr(step, stage) for step in self.steps) // max(1, len(self.steps))
             for stage in STAGES
         }
+        resumed = {} if self.resumed_from_step is None else {"resumed_from_step": self.resumed_from_step}
         return {
             "clock": self.clock,
+            **resumed,
             "steps": len(self.steps),
             "samples": self.samples,
             "train_ns": total_ns,

@@ -1,14 +1,17 @@
 """The training loop."""
 
+import functools
 import hashlib
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch.nn import functional
 
+from tiermem.checkpoint import ResumePoint, SnapshotFolder, TableShape, experiment_hash, load_state, rows_path
 from tiermem.config import Experiment
 from tiermem.data import Batch, Dataset, batches
 from tiermem.data.accesses import Bags
@@ -19,6 +22,7 @@ from tiermem.models import DLRM
 from tiermem.perf import dense_cost
 from tiermem.train.metrics import Scores, score
 from tiermem.train.run import Run, StepTimes
+from tiermem.train.state import data_checksum, restore, state_of
 
 __all__ = ["Progress", "Trainer"]
 
@@ -37,6 +41,11 @@ class Trainer:
         name: name of the run.
         progress: called after each step.
         capture: gets the bags of each training step before it runs, one entry per table.
+        run_directory: where snapshots go, if the experiment takes any.
+        resume: the snapshot to go on from; it is of the same experiment.
+
+    Raises:
+        ConfigError: if the training split is empty, or snapshots have no place to go.
     """
 
     def __init__(
@@ -47,8 +56,11 @@ class Trainer:
         name: str,
         progress: Progress | None = None,
         capture: Callable[[tuple[Bags, ...]], None] | None = None,
+        run_directory: Path | None = None,
+        resume: ResumePoint | None = None,
     ) -> None:
         self.capture = capture
+        self.resume = resume
         self.experiment = experiment
         self.dataset = dataset
         self.progress = progress
@@ -57,6 +69,10 @@ class Trainer:
         self.run = Run(name=name, clock=hierarchy.clock)
         torch.manual_seed(experiment.seed)
         self.shuffler = np.random.default_rng(experiment.seed)
+        # Of the shuffler before it drew the order of this epoch, so that the order can be drawn again.
+        self.epoch_shuffler_state = self.shuffler.bit_generator.state
+        self.position = 0
+        self.epoch_loss = 0.0
         tables = [
             TableConfig(name=column.name, rows=column.rows, dim=experiment.model.dim)
             for column in dataset.sparse
@@ -84,6 +100,7 @@ class Trainer:
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
             self.optimizer, lambda step: max(0.0, 1.0 - step / max(1, self.steps))
         )
+        self.snapshots = self._snapshot_folder(run_directory)
         self.began_s = 0.0
         self.step_open = False
         self.step_began_ns = 0
@@ -91,35 +108,60 @@ class Trainer:
         self.hits_before = [(0, 0)] * len(hierarchy.tiers)
 
     def fit(self) -> Run:
-        """Trains all epochs, scores each, and closes the store."""
+        """Trains all epochs, or those that a snapshot has before it, scores each, and closes the store."""
         self.began_s = time.perf_counter()
         try:
-            for _ in range(self.train.epochs):
-                loss = self._train_epoch()
-                self._end_epoch(loss)
+            if self.resume is not None:
+                self._go_on_from(self.resume)
+            while len(self.run.epochs) < self.train.epochs:
+                self._train_epoch()
+                self._end_epoch()
             self._finish()
         finally:
             self.bags.close()
         return self.run
 
-    def _train_epoch(self) -> float:
-        """One pass; gives the mean loss per sample."""
+    @functools.cached_property
+    def data_checksum(self) -> int:
+        """Tells whether a snapshot saw the same data."""
+        return data_checksum(self.dataset)
+
+    def _go_on_from(self, point: ResumePoint) -> None:
+        if point.experiment != self.experiment:
+            raise ConfigError(f"{point.snapshot} is of another experiment; go on with the one that it is of")
+        restore(self, load_state(point.snapshot))
+        self.store.load_rows(rows_path(point.snapshot))
+        self.run.resumed_from_step = len(self.run.losses)
+        self.began_s -= self.run.wall_s
+
+    def _train_epoch(self) -> None:
+        """One pass, or what is left of it after `position` steps."""
+        self.epoch_shuffler_state = self.shuffler.bit_generator.state
         order = self.shuffler.permutation(self.samples) if self.train.shuffle else self.samples
         self.model.train()
-        total = 0.0
-        source = batches(self.dataset, order, self.train.batch_size)
+        source = batches(self.dataset, order[self.position * self.train.batch_size :], self.train.batch_size)
         for batch, ticket in self.bags.pipeline(source, self._lookups):
+            self._between_steps()
             if self.capture is not None:
                 self.capture(tuple(Bags.from_offsets(ids, offsets) for ids, offsets in batch.sparse))
             loss = self._train_step(batch, ticket)
-            total += loss * len(batch.labels)
+            self.position += 1
+            self.epoch_loss += loss * len(batch.labels)
             self._report(loss)
+        self._between_steps()
+
+    def _between_steps(self) -> None:
+        """The rows of the last step were given back; batches ahead may be in flight."""
+        if not self.step_open:
+            return
         self._close_step()
-        return total / len(order)
+        done = len(self.run.losses)
+        if self.snapshots is not None and (done % self.train.snapshot_every_steps == 0 or done == self.steps):
+            self.run.wall_s = time.perf_counter() - self.began_s
+            self.snapshots.write(done, state_of(self), self.store.save_rows)
 
     def _train_step(self, batch: Batch, ticket: Ticket) -> float:
         """Wait, gather, forward, backward with the update of the rows, step of the dense part."""
-        self._close_step()
         self.step_began_ns = self.store.now_ns()
         self.store.times = StageTimes()
         self.step_dense_ns = self._dense_ns(len(batch.labels), training=True)
@@ -138,8 +180,6 @@ class Trainer:
 
     def _close_step(self) -> None:
         """A step ends when its rows were given back, which the pipeline does before it goes on."""
-        if not self.step_open:
-            return
         self.step_open = False
         times = self.store.times
         in_store_ns = times.wait_ns + times.gather_ns + times.update_ns + times.release_ns
@@ -149,8 +189,8 @@ class Trainer:
             StepTimes(times.wait_ns, times.gather_ns, dense_ns, times.update_ns, times.release_ns)
         )
 
-    def _end_epoch(self, loss: float) -> None:
-        entry: dict[str, Any] = {"train_loss": loss}
+    def _end_epoch(self) -> None:
+        entry: dict[str, Any] = {"train_loss": self.epoch_loss / len(self.samples)}
         if self.train.evaluate:
             for name, part in (("validation", 1), ("test", 2)):
                 scores = self.evaluate(part)
@@ -161,6 +201,7 @@ class Trainer:
                         "normalized_entropy": scores.normalized_entropy,
                     }
         self.run.epochs.append(entry)
+        self.position, self.epoch_loss = 0, 0.0
 
     @torch.no_grad()
     def evaluate(self, part: int) -> Scores | None:
@@ -176,6 +217,24 @@ class Trainer:
             self.store.advance(self._dense_ns(len(batch.labels), training=False))
             probabilities.append(torch.sigmoid(logits.double()).numpy())
         return score(self.dataset.labels[samples], np.concatenate(probabilities))
+
+    def _snapshot_folder(self, run_directory: Path | None) -> SnapshotFolder | None:
+        if self.train.snapshot_every_steps == 0:
+            return None
+        if run_directory is None:
+            raise ConfigError(
+                "train.snapshot_every_steps needs a run directory, which tiermem train has; set it to 0 here"
+            )
+        resume = self.resume
+        return SnapshotFolder(
+            run_directory=run_directory,
+            experiment_hash=experiment_hash(self.experiment)
+            if resume is None
+            else resume.manifest.experiment_hash,
+            tables=tuple(TableShape(table.name, table.rows, table.dim) for table in self.store.tables),
+            steps=self.steps,
+            keep_latest=self.train.keep_latest,
+        )
 
     def _finish(self) -> None:
         self.run.wall_s = time.perf_counter() - self.began_s

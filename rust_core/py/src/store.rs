@@ -1,5 +1,6 @@
 //! A tiered store and the tickets of its batches.
 
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -10,6 +11,7 @@ use tiermem_core::store::{Lookup, Pooled, Store as CoreStore, StoreConfig, Ticke
 use tiermem_core::testkit::GatedBackend;
 
 use crate::buffer::Bytes;
+use crate::device::check_signals;
 use crate::error::to_python;
 use crate::gate::Gate;
 use crate::stats;
@@ -102,6 +104,14 @@ impl Store {
         py.detach(|| self.inner.write_rows(table, start, weights, state)).map_err(to_python)
     }
 
+    fn save_rows(&self, py: Python<'_>, path: PathBuf) -> PyResult<u64> {
+        py.detach(|| self.inner.save_rows(&path)).map_err(to_python)
+    }
+
+    fn load_rows(&self, py: Python<'_>, path: PathBuf) -> PyResult<u64> {
+        py.detach(|| self.inner.load_rows(&path)).map_err(to_python)
+    }
+
     fn chunk_rows(&self, table: usize) -> PyResult<usize> {
         self.inner.chunk_rows(table).map_err(to_python)
     }
@@ -152,7 +162,7 @@ impl Store {
 impl Ticket {
     fn wait(&self, py: Python<'_>) -> PyResult<()> {
         let signal = Mutex::new(None);
-        let is_interrupted = || match Python::attach(|py| py.check_signals()) {
+        let is_interrupted = || match Python::attach(check_signals) {
             Ok(()) => false,
             Err(error) => {
                 *signal.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);

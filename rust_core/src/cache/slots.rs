@@ -282,7 +282,7 @@ mod tests {
                         let (slot, left) = *entry;
                         prop_assert_eq!(slots.unpin(slot), left == 0);
                         if left == 0 {
-                            if key % 7 == 0 {
+                            if key.is_multiple_of(7) {
                                 slots.remove_pinned(slot);
                                 model.remove(&key);
                             } else {

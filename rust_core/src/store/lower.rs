@@ -67,7 +67,7 @@ pub(super) fn lay_out(
             }
             TierCache::Rows(of_classes)
         } else {
-            TierCache::Blocks(block_cache(config, &parts, position, seed)?)
+            TierCache::Blocks(Box::new(block_cache(config, &parts, position, seed)?))
         };
         ends[position] = cache.device_bytes();
         caches.push(cache);

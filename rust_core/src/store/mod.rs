@@ -12,6 +12,7 @@ mod lower;
 mod open;
 mod parts;
 mod rows;
+mod snapshot;
 mod stats;
 mod ticket;
 mod units;
@@ -23,6 +24,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 pub use config::{Budget, ClockMode, HomeLayout, NonFinite, PartConfig, StoreConfig, TierConfig};
 pub use open::BackendWrapper;
+pub use snapshot::verify_rows;
 pub use stats::{MemoryReport, StoreStats, TableStats, TierStats};
 pub use ticket::{Lookup, TicketId};
 pub use update::Pooled;

@@ -3,6 +3,7 @@
 use std::sync::{Arc, Condvar, Mutex};
 
 use super::budget::{WidthClass, cache_rows, cacheable_rows, staging_rows, width_classes};
+use super::compact::LogCompaction;
 use super::parts::{Part, Place, Table};
 use super::stats::{Counters, MemoryReport};
 use super::units::StoreUnits;
@@ -67,7 +68,7 @@ impl Store {
             Worker::start(backends, Box::new(units), Arc::clone(&clock), Arc::clone(&schedule))
         });
         let state = State {
-            compactions: lower.iter().flat_map(|lower| &lower.logs).map(|_| Default::default()).collect(),
+            compactions: lower.iter().flat_map(|lower| &lower.logs).map(|_| LogCompaction::default()).collect(),
             counters: vec![Counters::default(); tables.len()],
             parts,
             pools,

@@ -9,7 +9,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::tier::{PlanBuilder, row_key};
 
 /// Rows in one job of a copy in or out.
-const COPY_ROWS_MAX: usize = super::write_back::PLAN_ROWS_MAX;
+pub(super) const COPY_ROWS_MAX: usize = super::write_back::PLAN_ROWS_MAX;
 
 impl Store {
     /// Copies rows `start .. start + count` out: weights of count x D, state of count x S.
@@ -17,11 +17,13 @@ impl Store {
         let count = self.check_range(table, start, weights.len(), Some(state.len()))?;
         let (dim, state_floats) = (self.tables[table].config.dim, self.state_floats());
         let mut guard = self.lock_filled()?;
+        let mut exist = vec![false; count.min(COPY_ROWS_MAX)];
         for first in (0..count).step_by(COPY_ROWS_MAX) {
             let rows = first..(first + COPY_ROWS_MAX).min(count);
+            let exist = &mut exist[..rows.len()];
             let weights = &mut weights[rows.start * dim..rows.end * dim];
             let state = &mut state[rows.start * state_floats..rows.end * state_floats];
-            guard.read_rows(self, table, start + first as u64, weights, state)?;
+            guard.read_rows(self, table, start + first as u64, weights, state, exist)?;
         }
         Ok(())
     }
@@ -78,19 +80,22 @@ impl Store {
 }
 
 impl State {
-    fn read_rows(
+    /// Copies rows out, and says which of them exist; the others have their initial values.
+    pub(super) fn read_rows(
         &mut self,
         store: &Store,
         table: usize,
         start: u64,
         weights: &mut [f32],
         state: &mut [f32],
+        exist: &mut [bool],
     ) -> Result<()> {
         let shape = &store.tables[table];
         let (dim, state_floats) = (shape.config.dim, store.state_floats());
         let Self { parts, pools, lower, .. } = self;
-        let mut plan = lower.as_mut().map(PlanBuilder::new);
+        let mut plan = lower.as_mut().map(PlanBuilder::uncounted);
         let mut arriving = Vec::new();
+        exist.fill(true);
         for (position, out) in weights.chunks_exact_mut(dim).enumerate() {
             let table_row = start + position as u64;
             let (part, row) = shape.part_of(parts, table_row);
@@ -107,6 +112,7 @@ impl State {
             } else if let Some(found) = plan.as_mut().filter(|_| is_below).and_then(|plan| plan.peek_row(part, row)) {
                 arriving.push((position, found));
             } else {
+                exist[position] = false;
                 store.initialise(table, table_row, out);
                 state_out.fill(0.0);
             }
@@ -115,7 +121,7 @@ impl State {
         let (mut job, places) = plan.build(None);
         let nbytes = pools[shape.pool].row_bytes();
         job.kept = arriving.iter().map(|(_, found)| (places[found.frame] + found.offset, nbytes)).collect();
-        let done = store.submit(job, true, None).0.take()?;
+        let done = store.submit(job, true, None).0.take_or_abandon()?;
         let images = done.kept.as_f32().chunks_exact(dim + state_floats);
         for ((position, _), image) in arriving.iter().zip(images) {
             weights[position * dim..(position + 1) * dim].copy_from_slice(&image[..dim]);
@@ -138,7 +144,7 @@ impl State {
         self.make_log_room(store, weights.len() / dim)?;
         let Self { parts, pools, lower, .. } = self;
         let pool = &mut pools[shape.pool];
-        let mut plan = lower.as_mut().map(PlanBuilder::new);
+        let mut plan = lower.as_mut().map(PlanBuilder::uncounted);
         for (position, values) in weights.chunks_exact(dim).enumerate() {
             let (part, row) = shape.part_of(parts, start + position as u64);
             let state_values =

@@ -119,6 +119,9 @@ impl Store {
     /// finds no room in staging memory gets them as earlier tickets are released.
     pub fn prefetch(&self, lookups: &[Lookup<'_>]) -> Result<TicketId> {
         let queued = lookups.iter().map(|lookup| self.check_lookup(lookup)).collect::<Result<Vec<_>>>()?;
+        if let Some(worker) = &self.worker {
+            worker.check_backlog()?;
+        }
         let mut state = self.lock()?;
         state.check_fits(self, &queued)?;
         let id = state.next_ticket;
@@ -183,6 +186,20 @@ impl Store {
             if entry.is_admitted() {
                 return Ok(());
             }
+            // Tickets that were released while a tier failed give their rows back as soon as these have come.
+            let abandoned = state.tickets.range(..ticket.0).find_map(|(_, earlier)| {
+                let arrival = earlier.arrival.as_ref().filter(|_| earlier.abandoned && earlier.pending == 0)?;
+                Some(arrival.job.clone())
+            });
+            if let Some(job) = abandoned {
+                drop(state);
+                job.wait()?;
+                state = self.lock()?;
+                state.close_abandoned(self)?;
+                state.admit_in_order(self)?;
+                self.room.notify_all();
+                continue;
+            }
             if state.tickets.range(..ticket.0).all(|(_, earlier)| earlier.holder == me) {
                 return Err(Error::new(
                     ErrorKind::Capacity,
@@ -211,8 +228,8 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// That of a tier: of a read, after which the ticket is still open, or of an earlier write-back, which is kept and
-    /// tried again by a later call.
+    /// That of a tier: of a read, after which the rows are given back as soon as they have come, or of an earlier
+    /// write-back, which is kept and tried again by a later call.
     pub fn release(&self, ticket: TicketId) -> Result<()> {
         {
             let mut state = self.lock()?;
@@ -228,19 +245,16 @@ impl Store {
                 return Ok(());
             }
         }
-        self.fill_through(ticket)?;
+        if let Err(error) = self.fill_through(ticket) {
+            if let Some(entry) = self.lock()?.tickets.get_mut(&ticket.0) {
+                entry.abandoned = true;
+            }
+            return Err(error);
+        }
         let oldest = {
             let mut state = self.lock()?;
-            let entry = state.tickets.get_mut(&ticket.0).ok_or_else(|| unknown(ticket))?;
-            let mut pins = std::mem::take(&mut entry.pins);
-            let given_back = state.give_back(self, &mut pins);
-            if let Err(error) = given_back {
-                if let Some(entry) = state.tickets.get_mut(&ticket.0) {
-                    entry.pins = pins;
-                }
-                return Err(error);
-            }
-            state.tickets.remove(&ticket.0);
+            state.close_ticket(self, ticket.0)?;
+            state.close_abandoned(self)?;
             self.room.notify_all();
             state.admit_in_order(self)?;
             let excess = state.write_backs.len().saturating_sub(WRITE_BACK_JOBS_MAX);
@@ -370,6 +384,37 @@ impl Store {
 }
 
 impl State {
+    /// Gives the rows of a ticket back that has arrived. After an error the ticket is still there, with what is left of it.
+    fn close_ticket(&mut self, store: &Store, id: u64) -> Result<()> {
+        let entry = self.tickets.get_mut(&id).ok_or_else(|| unknown(TicketId(id)))?;
+        let mut pins = std::mem::take(&mut entry.pins);
+        let given_back = self.give_back(store, &mut pins);
+        if given_back.is_err()
+            && let Some(entry) = self.tickets.get_mut(&id)
+        {
+            entry.pins = pins;
+            entry.abandoned = true;
+        } else {
+            self.tickets.remove(&id);
+        }
+        given_back
+    }
+
+    /// Closes the tickets that were released while a tier failed and whose rows have come since.
+    fn close_abandoned(&mut self, store: &Store) -> Result<()> {
+        let has_come = |ticket: &Ticket| ticket.arrival.as_ref().is_none_or(|arrival| arrival.job.is_finished());
+        let closing: Vec<u64> = self
+            .tickets
+            .iter()
+            .filter(|(_, ticket)| ticket.abandoned && ticket.pending == 0 && ticket.is_admitted() && has_come(ticket))
+            .map(|(&id, _)| id)
+            .collect();
+        closing.into_iter().try_for_each(|id| {
+            self.fill(store, id)?;
+            self.close_ticket(store, id)
+        })
+    }
+
     fn fill(&mut self, store: &Store, id: u64) -> Result<()> {
         let Some(ticket) = self.tickets.get_mut(&id) else { return Ok(()) };
         let Some(arrival) = ticket.arrival.take() else { return Ok(()) };

@@ -134,6 +134,7 @@ impl Store {
 
     /// Releases the tickets whose owner let go of them before their gradients were used.
     fn settle(&self, pending: &[Pending]) -> Result<()> {
+        let mut outcome = Ok(());
         for entry in pending {
             let released = {
                 let mut state = self.lock()?;
@@ -142,10 +143,10 @@ impl Store {
                 ticket.abandoned && ticket.pending == 0
             };
             if released {
-                self.release(TicketId(entry.ticket))?;
+                outcome = outcome.and(self.release(TicketId(entry.ticket)));
             }
         }
-        Ok(())
+        outcome
     }
 }
 

@@ -24,7 +24,7 @@ impl PlanBuilder<'_> {
     /// Lays the frames out in memory and gives the job, with the place of each frame.
     pub fn build(mut self, submitted_ns: Option<u64>) -> (Job, Vec<usize>) {
         self.end_logs();
-        let Self { tiers, frames, patches, images, .. } = self;
+        let Self { tiers, frames, patches, images, is_counted, .. } = self;
         // Blocks come first, so that each begins where the device wants it.
         let mut order: Vec<u32> = (0..frames.len() as u32).collect();
         order.sort_unstable_by_key(|&frame| {
@@ -57,6 +57,9 @@ impl PlanBuilder<'_> {
                 let extent =
                     Extent { offset: piece.offset, buffer_offset: buffer_offset + piece.from, nbytes: piece.nbytes };
                 writes.push(Transfer { tier: piece.tier, extent });
+                if !is_counted {
+                    continue;
+                }
                 let media_bytes = granules(piece.offset, piece.nbytes, tiers.granule_bytes[piece.tier]);
                 let counts = tiers.counts_of(part_of(tiers, frame.unit), piece.tier);
                 counts.writes += 1;

@@ -17,7 +17,7 @@ pub enum TierCache {
     /// Rows, in one cache for each width class.
     Rows(Vec<UnitCache>),
     /// Home blocks.
-    Blocks(UnitCache),
+    Blocks(Box<UnitCache>),
 }
 
 impl TierCache {
@@ -25,7 +25,7 @@ impl TierCache {
         match self {
             Self::None => &[],
             Self::Rows(classes) => classes,
-            Self::Blocks(cache) => std::slice::from_ref(cache),
+            Self::Blocks(cache) => std::slice::from_ref(&**cache),
         }
     }
 

@@ -100,12 +100,20 @@ pub struct PlanBuilder<'a> {
     writers: Map<(usize, u64), usize>,
     pub(super) patches: Vec<FramePatch>,
     pub(super) images: Vec<u8>,
+    /// Whether what it does is counted.
+    pub(super) is_counted: bool,
 }
 
 impl<'a> PlanBuilder<'a> {
     /// An empty plan.
     pub fn new(tiers: &'a mut LowerTiers) -> Self {
+        Self { is_counted: true, ..Self::uncounted(tiers) }
+    }
+
+    /// An empty plan of maintenance, which no counter knows of.
+    pub fn uncounted(tiers: &'a mut LowerTiers) -> Self {
         Self {
+            is_counted: false,
             tiers,
             frames: Vec::new(),
             blocks: Map::default(),
@@ -215,7 +223,7 @@ impl<'a> PlanBuilder<'a> {
         let image = self.images.len();
         self.images.extend_from_slice(f32_as_bytes(weights));
         self.images.extend_from_slice(f32_as_bytes(state));
-        self.tiers.rows_written_back[part] += u64::from(is_dirty);
+        self.tiers.rows_written_back[part] += u64::from(is_dirty && self.is_counted);
         self.descend(part, row, 0, ImageSource::Image(image), is_dirty);
     }
 
@@ -242,6 +250,9 @@ impl<'a> PlanBuilder<'a> {
     }
 
     fn count_read(&mut self, part: usize, tier: usize, offset: u64, nbytes: usize) {
+        if !self.is_counted {
+            return;
+        }
         let media_bytes = super::build::granules(offset, nbytes, self.tiers.granule_bytes[tier]);
         let counts = self.tiers.counts_of(part, tier);
         counts.reads += 1;
@@ -430,7 +441,7 @@ impl<'a> PlanBuilder<'a> {
         } else if is_fresh {
             Source::Fresh
         } else {
-            self.tiers.read_modify_writes[part] += 1;
+            self.tiers.read_modify_writes[part] += u64::from(self.is_counted);
             self.locate(key).0
         };
         (self.new_block(key, source, part), offset)

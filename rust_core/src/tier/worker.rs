@@ -18,6 +18,9 @@ use crate::clock::Clock;
 use crate::device::{Operation, Request, Schedule};
 use crate::error::{Error, ErrorKind, Result};
 
+/// Jobs that may wait for a device that fails.
+const BACKLOG_JOBS_MAX: usize = 64;
+
 /// One contiguous transfer between the job's memory and a tier.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Transfer {
@@ -114,6 +117,8 @@ struct Queue {
     stalled: bool,
     /// Its error, until somebody was told.
     failure: Option<Error>,
+    /// The last error.
+    last_failure: Option<Error>,
     closing: bool,
 }
 
@@ -146,6 +151,11 @@ pub struct JobHandle {
 }
 
 impl JobHandle {
+    /// Whether the job has run.
+    pub fn is_finished(&self) -> bool {
+        self.number < self.shared.lock().finished
+    }
+
     /// Blocks until the job has run.
     ///
     /// # Errors
@@ -166,6 +176,20 @@ impl JobHandle {
             .done
             .remove(&self.number)
             .ok_or_else(|| Error::new(ErrorKind::Closed, "the outcome of a transfer was taken twice"))
+    }
+}
+
+impl JobHandle {
+    /// As `take`; after an error nobody will take the outcome any more, and the job runs all the same.
+    pub fn take_or_abandon(self) -> Result<JobDone> {
+        self.take().inspect_err(|_| {
+            let mut queue = self.shared.lock();
+            queue.done.remove(&self.number);
+            let position = self.number.wrapping_sub(queue.finished) as usize;
+            if let Some(running) = queue.jobs.get_mut(position) {
+                running.is_taken = false;
+            }
+        })
     }
 }
 
@@ -216,10 +240,17 @@ impl Worker {
         JobHandle { number, shared: Arc::clone(&self.shared) }
     }
 
-    /// Jobs that have not run yet.
-    pub fn queued(&self) -> u64 {
+    /// Refuses more work while a device fails and much is waiting for it already; never blocks.
+    ///
+    /// # Errors
+    ///
+    /// The last error of the device.
+    pub fn check_backlog(&self) -> Result<()> {
         let queue = self.shared.lock();
-        queue.submitted - queue.finished
+        match &queue.last_failure {
+            Some(error) if queue.stalled && queue.jobs.len() >= BACKLOG_JOBS_MAX => Err(error.duplicate()),
+            _ => Ok(()),
+        }
     }
 
     /// What runs underneath each lower tier.
@@ -290,6 +321,7 @@ impl Shared {
                 Ok(Err((running, error))) => {
                     queue.jobs.push_front(*running);
                     queue.stalled = true;
+                    queue.last_failure = Some(error.duplicate());
                     queue.failure = Some(error);
                 }
                 Err(_) => {

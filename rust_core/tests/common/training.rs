@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use tiermem_core::embedding::{Initialisation, OptimizerConfig, Pooling, initialise_row};
+use tiermem_core::error::Result;
 use tiermem_core::store::{Lookup, Pooled, Store, TicketId};
 
 use super::SEED;
@@ -11,6 +12,9 @@ use super::SEED;
 pub const LR: f32 = 0.1;
 /// Pooling.
 pub const SUM: Pooled<'static> = Pooled { pooling: Pooling::Sum, sample_weights: None };
+
+/// The rows of a bag.
+pub type Bag = Vec<u64>;
 
 /// A table: rows, columns.
 pub type Dim = (u64, usize);
@@ -32,13 +36,13 @@ pub struct Batch {
     /// What it is for.
     pub kind: Kind,
     /// Its lookups.
-    pub lookups: Vec<(usize, Vec<Vec<u64>>)>,
+    pub lookups: Vec<(usize, Vec<Bag>)>,
     /// Whether all rows are copied out after it, as for a snapshot.
     pub is_copied: bool,
 }
 
 /// Ids and offsets of bags.
-pub fn flatten(bags: &[Vec<u64>]) -> (Vec<i64>, Vec<i64>) {
+pub fn flatten(bags: &[Bag]) -> (Vec<i64>, Vec<i64>) {
     let mut offsets = Vec::new();
     let mut ids = Vec::new();
     for bag in bags {
@@ -128,14 +132,19 @@ pub fn train_with_loader(store: &Store, dims: &[Dim], batches: &[Batch]) -> Vec<
 
 /// The bits of all weights and state.
 pub fn all_rows(store: &Store, dims: &[Dim]) -> Vec<u32> {
+    try_all_rows(store, dims).unwrap()
+}
+
+/// As `all_rows`, where a tier may fail.
+pub fn try_all_rows(store: &Store, dims: &[Dim]) -> Result<Vec<u32>> {
     let mut bits = Vec::new();
     for (table, &(rows, dim)) in dims.iter().enumerate() {
         let (mut weights, mut state) =
             (vec![0.0; rows as usize * dim], vec![0.0; rows as usize * store.state_floats()]);
-        store.read_rows(table, 0, &mut weights, &mut state).unwrap();
+        store.read_rows(table, 0, &mut weights, &mut state)?;
         bits.extend(weights.iter().chain(&state).map(|value| value.to_bits()));
     }
-    bits
+    Ok(bits)
 }
 
 /// Weights and state of plain tables.
@@ -164,7 +173,7 @@ impl Plain {
         tables.flat_map(|(weights, state)| weights.iter().chain(state)).map(|value| value.to_bits()).collect()
     }
 
-    fn pool(&self, table: usize, bags: &[Vec<u64>]) -> Vec<f32> {
+    fn pool(&self, table: usize, bags: &[Bag]) -> Vec<f32> {
         let dim = self.dims[table].1;
         let mut pooled = vec![0.0f32; bags.len() * dim];
         for (bag, rows) in bags.iter().enumerate() {
@@ -178,15 +187,15 @@ impl Plain {
     }
 
     /// One update a row, contributions added in the order of the lookups, bags and positions.
-    fn update(&mut self, table: usize, lookups: &[(&[Vec<u64>], Vec<f32>)]) {
+    fn update(&mut self, table: usize, lookups: &[(&[Bag], Vec<f32>)]) {
         let dim = self.dims[table].1;
         let mut sums: BTreeMap<u64, Vec<f32>> = BTreeMap::new();
         for (bags, gradient) in lookups {
             for (bag, rows) in bags.iter().enumerate() {
                 for &row in rows {
                     let sum = sums.entry(row).or_insert_with(|| vec![0.0; dim]);
-                    for column in 0..dim {
-                        sum[column] += gradient[bag * dim + column];
+                    for (column, sum) in sum.iter_mut().enumerate() {
+                        *sum += gradient[bag * dim + column];
                     }
                 }
             }
@@ -207,8 +216,8 @@ impl Plain {
                 *accumulator += lanes[0] / dim as f32;
                 step = LR / (accumulator.sqrt() + eps);
             }
-            for column in 0..dim {
-                self.weights[table][row as usize * dim + column] -= step * sum[column];
+            for (column, sum) in sum.iter().enumerate() {
+                self.weights[table][row as usize * dim + column] -= step * sum;
             }
         }
     }
@@ -219,7 +228,7 @@ pub fn scalar_twin(dims: &[Dim], batches: &[Batch], optimizer: OptimizerConfig) 
     let mut plain = Plain::new(dims, optimizer);
     let mut bits = Vec::new();
     for (step, batch) in batches.iter().enumerate() {
-        let mut kept: BTreeMap<usize, Vec<(&[Vec<u64>], Vec<f32>)>> = BTreeMap::new();
+        let mut kept: BTreeMap<usize, Vec<(&[Bag], Vec<f32>)>> = BTreeMap::new();
         for (table, bags) in &batch.lookups {
             let pooled = plain.pool(*table, bags);
             bits.extend(pooled.iter().map(|value| value.to_bits()));

@@ -1,0 +1,33 @@
+"""Snapshots of training runs, the run directories that hold them, and tables exported to be served."""
+
+from tiermem.checkpoint.manifest import Manifest, TableShape
+from tiermem.checkpoint.run_directory import (
+    ResumePoint,
+    claim,
+    experiment_hash,
+    find_resume_point,
+    forget_experiment,
+    list_snapshots,
+    write_experiment,
+)
+from tiermem.checkpoint.snapshot import SnapshotFolder, load_state, rows_path, verify_snapshot
+from tiermem.checkpoint.table_file import TableFile, TableHeader, write_table
+
+__all__ = [
+    "Manifest",
+    "ResumePoint",
+    "SnapshotFolder",
+    "TableFile",
+    "TableHeader",
+    "TableShape",
+    "claim",
+    "experiment_hash",
+    "find_resume_point",
+    "forget_experiment",
+    "list_snapshots",
+    "load_state",
+    "rows_path",
+    "verify_snapshot",
+    "write_experiment",
+    "write_table",
+]

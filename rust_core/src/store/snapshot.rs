@@ -1,0 +1,106 @@
+//! All rows into a file, and back.
+
+use std::path::Path;
+
+use super::Store;
+use super::rows::COPY_ROWS_MAX;
+use crate::error::{Error, ErrorKind, Result};
+use crate::snapshot::{RowFileReader, RowFileWriter, SavedRows, SavedTable};
+
+/// Floats of one chunk, so that a table is never in memory as a whole.
+const CHUNK_FLOATS_MAX: usize = 1 << 20;
+
+impl Store {
+    fn saved(&self) -> SavedRows {
+        let table = |table: &super::Table| SavedTable {
+            name: table.config.name.clone(),
+            rows: table.config.rows,
+            dim: table.config.dim,
+        };
+        SavedRows { tables: self.tables.iter().map(table).collect(), state_floats: self.state_floats() }
+    }
+
+    /// Writes all rows that exist to a new file, which is safe when this returns; gives their number. Costs no virtual time
+    /// and changes nothing: batches in flight stay in flight, and no counter moves.
+    pub fn save_rows(&self, path: &Path) -> Result<u64> {
+        drop(self.lock()?);
+        let mut writer = RowFileWriter::create(path, &self.saved())?;
+        let state_floats = self.state_floats();
+        for (number, table) in self.tables.iter().enumerate() {
+            let (rows, dim) = (table.config.rows, table.config.dim);
+            let chunk = (CHUNK_FLOATS_MAX / (dim + state_floats)).clamp(1, COPY_ROWS_MAX);
+            let (mut weights, mut state) = (vec![0.0; chunk * dim], vec![0.0; chunk * state_floats]);
+            let mut exist = vec![false; chunk];
+            let mut start = 0;
+            while start < rows {
+                let count = chunk.min((rows - start) as usize);
+                let (weights, state) = (&mut weights[..count * dim], &mut state[..count * state_floats]);
+                let exist = &mut exist[..count];
+                self.lock_filled()?.read_rows(self, number, start, weights, state, exist)?;
+                let mut first = 0;
+                for run in exist.chunk_by(|a, b| a == b) {
+                    let end = first + run.len();
+                    if run[0] {
+                        let weights = &weights[first * dim..end * dim];
+                        let state = &state[first * state_floats..end * state_floats];
+                        writer.write(number, start + first as u64, run.len(), weights, state)?;
+                    }
+                    first = end;
+                }
+                start += count as u64;
+            }
+        }
+        writer.finish()
+    }
+
+    /// Replaces rows by those of a file, for a store that was just opened. The file is checked as a whole before any row is
+    /// replaced.
+    ///
+    /// # Errors
+    ///
+    /// `Config` if the file is of other tables, `Corruption` and `Unsupported` as for [`verify_rows`].
+    pub fn load_rows(&self, path: &Path) -> Result<u64> {
+        let expected = self.saved();
+        let found = verify_rows(path)?;
+        if found != expected {
+            let difference = expected.tables.iter().zip(&found.tables).find(|(a, b)| a != b).map_or_else(
+                || {
+                    format!(
+                        "it has {} tables with {} floats of optimizer state a row; the store has {} with {}",
+                        found.tables.len(),
+                        found.state_floats,
+                        expected.tables.len(),
+                        expected.state_floats
+                    )
+                },
+                |(a, b)| {
+                    format!(
+                        "table \"{}\" has {} rows of {} columns in it; the store has \"{}\" with {} of {}",
+                        b.name, b.rows, b.dim, a.name, a.rows, a.dim
+                    )
+                },
+            );
+            return Err(Error::new(ErrorKind::Config, format!("the file of rows is of other tables: {difference}"))
+                .with_context("path", path.display()));
+        }
+        let mut reader = RowFileReader::open(path)?;
+        let mut rows = 0;
+        while let Some(run) = reader.read()? {
+            rows += run.count as u64;
+            self.write_rows(run.table, run.first_row, run.weights(), Some(run.state()))?;
+        }
+        Ok(rows)
+    }
+}
+
+/// Reads a file of rows through; gives what it holds.
+///
+/// # Errors
+///
+/// `Corruption` if it was cut short or changed, `Unsupported` if it has another version; both name the file, the
+/// former the offset.
+pub fn verify_rows(path: &Path) -> Result<SavedRows> {
+    let mut reader = RowFileReader::open(path)?;
+    while reader.read()?.is_some() {}
+    Ok(reader.saved().clone())
+}
