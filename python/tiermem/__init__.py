@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         Experiment,
         FaultConfig,
         Hierarchy,
+        Placement,
         RowWiseAdagrad,
         TierConfig,
     )
@@ -50,6 +51,7 @@ __all__ = [
     "Hierarchy",
     "InputError",
     "Lookup",
+    "Placement",
     "RowWiseAdagrad",
     "TableConfig",
     "TierConfig",
@@ -66,6 +68,7 @@ _CONFIG = (
     "Experiment",
     "FaultConfig",
     "Hierarchy",
+    "Placement",
     "RowWiseAdagrad",
     "SGD",
     "TierConfig",

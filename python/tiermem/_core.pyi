@@ -178,6 +178,9 @@ class Store:
     def table_stats_json(self) -> str:
         """Everything counted so far, by table."""
 
+    def timeline_json(self) -> str:
+        """Transfers and dirty rows over time, of a store that was opened with a timeline."""
+
     def read_latency_cdf(self, tier: int) -> list[tuple[int, float]]:
         """Points (latency in ns, share of reads at or below) of one tier's device."""
 

@@ -161,7 +161,7 @@ fn tickets_released_while_a_tier_fails_are_given_back_when_it_works_again() {
     // Staging holds twenty rows.
     let config = config(&DIMS, tiers, OptimizerConfig::RowwiseAdagrad { eps: 1e-8 }, 20 * 68);
     let store = Store::open_wrapped(config, &wrap).unwrap();
-    store.write_rows(0, 0, &[7.0; 16 * 300], None).unwrap();
+    store.write_rows(0, 0, &vec![7.0; 16 * 300], None).unwrap();
     let mut failures = 0;
     for step in 0..20i64 {
         let ids: Vec<i64> = (step * 10..step * 10 + 10).collect();

@@ -46,7 +46,7 @@ class SnapshotFolder:
     keep_latest: int
     """How many of the snapshots up to the newest one to keep."""
 
-    def write(self, step: int, state: Mapping[str, Any], save_rows: Callable[[Path], None]) -> Path:
+    def write(self, step: int, state: Mapping[str, Any], save_rows: Callable[[Path], object]) -> Path:
         """Takes a snapshot; it is whole and on the medium when this returns, or not there at all.
 
         Args:
@@ -82,7 +82,7 @@ class SnapshotFolder:
         return path
 
     def _fill(
-        self, folder: Path, step: int, state: Mapping[str, Any], save_rows: Callable[[Path], None]
+        self, folder: Path, step: int, state: Mapping[str, Any], save_rows: Callable[[Path], object]
     ) -> None:
         save_rows(folder / _ROWS)
         serialized = io.BytesIO()

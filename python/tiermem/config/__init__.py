@@ -14,9 +14,10 @@ from tiermem.config.experiment import (
     TrainConfig,
 )
 from tiermem.config.fault import FaultConfig
-from tiermem.config.hierarchy import BackendConfig, ClockMode, Hierarchy, TierConfig
+from tiermem.config.hierarchy import BackendConfig, ClockMode, Hierarchy, LogConfig, TierConfig
 from tiermem.config.names import available, resolve
 from tiermem.config.optimizer import SGD, OptimizerConfig, RowWiseAdagrad
+from tiermem.config.placement import Placement, TablePlacement
 from tiermem.config.synth import SynthConfig, SynthTable
 from tiermem.config.tables import TableEntry, TableSet, TableSource
 
@@ -32,10 +33,12 @@ __all__ = [
     "Experiment",
     "FaultConfig",
     "Hierarchy",
+    "LogConfig",
     "Ml100kData",
     "ModelConfig",
     "Operation",
     "OptimizerConfig",
+    "Placement",
     "PublishedPoint",
     "RecboleData",
     "RowWiseAdagrad",
@@ -43,6 +46,7 @@ __all__ = [
     "SynthTable",
     "SyntheticData",
     "TableEntry",
+    "TablePlacement",
     "TableSet",
     "TableSource",
     "TierConfig",

@@ -10,6 +10,7 @@ from tiermem.config.base import BytesPerSecond, Config, DurationNs, load_toml, m
 from tiermem.config.hierarchy import Budget, Hierarchy
 from tiermem.config.names import resolve
 from tiermem.config.optimizer import OptimizerConfig
+from tiermem.config.placement import PlacementSource
 
 __all__ = [
     "ComputeConfig",
@@ -155,6 +156,8 @@ class TrainConfig(Config):
     """Weight decay of the dense parameters (AdamW)."""
     prefetch_distance: int = Field(default=1, ge=0, le=64)
     """How many batches ahead rows are fetched; 0: only when they are needed."""
+    announce_batches: int = Field(default=0, ge=0, le=253)
+    """How many batches beyond those the policy `lookahead` is told about."""
     evaluate: bool = True
     """Whether to score the validation split after each epoch and the test split at the end."""
     snapshot_every_steps: int = Field(default=0, ge=0)
@@ -197,6 +200,8 @@ class Experiment(Config):
     """A name, a path, or a table with the contents of a hierarchy file."""
     budgets: dict[str, Budget] = Field(default_factory=dict)
     """Cache budgets by tier name; replace the hierarchy's."""
+    placement: PlacementSource | None = None
+    """Where tables live: a plan file or its contents; `None`: in the slowest tier, cached by all others."""
     compute: ComputeConfig
     """Dense work in virtual time."""
 

@@ -14,10 +14,13 @@ from tiermem.config.names import resolve
 from tiermem.errors import ConfigError
 from tiermem.units import parse_bytes
 
-__all__ = ["BackendConfig", "Budget", "ClockMode", "Hierarchy", "TierConfig"]
+__all__ = ["BackendConfig", "Budget", "ClockMode", "Hierarchy", "LogConfig", "TierConfig"]
 
 ClockMode = Literal["virtual", "wall"]
+Policy = Literal["lru", "lfu", "clock", "s3fifo", "sieve", "lookahead", "auto", "random"]
+Layout = Literal["in_place", "log"]
 STAGING_BYTES_DEFAULT = 64 * 2**20
+SEGMENT_BYTES_DEFAULT = 128 * 2**10
 
 
 def _budget(value: object) -> int | float:
@@ -53,6 +56,17 @@ class BackendConfig(Config):
         return self
 
 
+class LogConfig(Config):
+    """A log-structured home: rows that are written are appended, and compaction makes room."""
+
+    segment_bytes: ByteCount = Field(default=SEGMENT_BYTES_DEFAULT, gt=0)
+    """Bytes that are written one after the other and become free at once."""
+    spare: float = Field(default=0.25, ge=0.2, le=8.0)
+    """Room beyond that of the rows, as a share of it. Less room means more compaction."""
+    compaction_share: float = Field(default=0.5, ge=0.0, le=1.0)
+    """Of all rows written, the share that compaction in the background may cause."""
+
+
 class TierConfig(Config):
     """One tier."""
 
@@ -61,7 +75,13 @@ class TierConfig(Config):
     device: Annotated[DeviceSpec, BeforeValidator(_device)]
     """The device that it imitates: a shipped name, a path, or a `DeviceSpec`."""
     cache: Budget | None = None
-    """Budget of cached rows; the last tier, the home of all rows, has none."""
+    """Budget of cached rows; the slowest tier has none, and a tier without one is only a home."""
+    policy: Policy = "lru"
+    """Who leaves the cache: `lru`, `lfu`, `clock`, `s3fifo`, `sieve`, `lookahead`, `auto` or `random`."""
+    layout: Layout | None = None
+    """How rows lie that are at home here, on a block device: `in_place`, or `log`; `None`: see docs."""
+    log: LogConfig = LogConfig()
+    """The log, if the layout is one."""
     backend: BackendConfig = BackendConfig()
     """Where its bytes are; the fastest tier is always in memory."""
     queue_depth: int | None = Field(default=None, gt=0)
@@ -75,6 +95,23 @@ class TierConfig(Config):
         """The device with the tier's own queue depth and state."""
         changes = {"queue_depth": self.queue_depth, "state": self.state}
         return self.device.replace(**{key: value for key, value in changes.items() if value is not None})
+
+    def effective_layout(self) -> Layout:
+        """How rows lie that are at home here, if nobody said: in place."""
+        return self.layout or "in_place"
+
+    def core(self) -> dict[str, Any]:
+        """The form that the extension reads."""
+        log = {"log": self.log.model_dump(mode="json")}
+        return {
+            "name": self.name,
+            "device": self.effective_device().model_dump(mode="json", exclude={"published"}),
+            "backend": self.backend.model_dump(mode="json"),
+            "cache": _core_budget(self.cache),
+            "policy": self.policy,
+            "layout": log if self.effective_layout() == "log" else "in_place",
+            "faults": self.faults.model_dump(mode="json"),
+        }
 
 
 class Hierarchy(Config):
@@ -104,11 +141,13 @@ class Hierarchy(Config):
         names = [tier.name for tier in self.tiers]
         if len(set(names)) != len(names):
             raise ValueError(f"tier names must differ, got {', '.join(names)}")
-        for tier in self.tiers[:-1]:
-            if tier.cache is None:
-                raise ValueError(f'tier "{tier.name}" needs a cache budget, since rows live below it')
+        if len(self.tiers) > 1 and self.tiers[0].cache is None:
+            raise ValueError(f'tier "{names[0]}" needs a cache budget, since rows live below it')
         if self.tiers[-1].cache is not None:
-            raise ValueError(f'tier "{names[-1]}" is the home of all rows and has no cache budget')
+            raise ValueError(f'tier "{names[-1]}" has nothing below it to cache and has no cache budget')
+        for tier in self.tiers:
+            if tier.layout == "log" and tier.device.kind == "byte":
+                raise ValueError(f'tier "{tier.name}" is byte-addressable and has no log; leave layout out')
         if self.tiers[0].device.kind != "byte":
             raise ValueError(f'the fastest tier "{names[0]}" must be byte-addressable')
         return self
@@ -168,16 +207,7 @@ class Hierarchy(Config):
 
     def core(self) -> list[dict[str, Any]]:
         """The tiers in the form that the extension reads."""
-        return [
-            {
-                "name": tier.name,
-                "device": tier.effective_device().model_dump(mode="json", exclude={"published"}),
-                "backend": tier.backend.model_dump(mode="json"),
-                "cache": _core_budget(tier.cache),
-                "faults": tier.faults.model_dump(mode="json"),
-            }
-            for tier in self.tiers
-        ]
+        return [tier.core() for tier in self.tiers]
 
 
 def _core_budget(budget: float | None) -> dict[str, float] | None:

@@ -1,6 +1,7 @@
 """Many tables of one store, as an `nn.Module`."""
 
 import itertools
+import os
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -11,16 +12,18 @@ from torch import nn
 
 from tiermem import _core
 from tiermem._interop import id_vector
-from tiermem.config import SGD, Hierarchy, RowWiseAdagrad
+from tiermem.config import SGD, Hierarchy, Placement, RowWiseAdagrad
 from tiermem.embedding.autograd import PooledUse, pooled_lookup
 from tiermem.embedding.optim import RowOptimizer
-from tiermem.embedding.store import EmbeddingStore, Lookup, Mode, TableConfig, Ticket
+from tiermem.embedding.store import EmbeddingStore, Lookup, Mode, NonFinite, TableConfig, Ticket
 from tiermem.errors import ConfigError
 from tiermem.stats import StoreStats
 
 __all__ = ["TieredEmbeddingBagCollection", "load_rows"]
 
 _Batch = TypeVar("_Batch")
+ANNOUNCE_BATCHES_MAX = 253
+"""A policy holds 254 announced batches, the one that runs included."""
 
 
 class TieredEmbeddingBagCollection(nn.Module):
@@ -34,7 +37,11 @@ class TieredEmbeddingBagCollection(nn.Module):
         fused_in_backward: apply the gradients inside backward, with each table looked up once per
             step; otherwise `optimizer().step()` applies them.
         prefetch_distance: how many batches ahead `pipeline` fetches.
-        placement: not built yet; anything but `None` raises.
+        announce_batches: how many batches beyond those `pipeline` tells the policies about, for `lookahead`.
+        placement: where tables live, or the path of a plan file; `None`: in the slowest tier, cached by all
+            others.
+        non_finite_gradients: "pass" or "refuse"; see `EmbeddingStore`.
+        timeline: remember transfers and dirty rows; see `EmbeddingStore`.
         seed: seed of initial values and latency draws.
 
     Example:
@@ -57,19 +64,33 @@ class TieredEmbeddingBagCollection(nn.Module):
         mode: Mode = "sum",
         fused_in_backward: bool = False,
         prefetch_distance: int = 0,
-        placement: None = None,
+        announce_batches: int = 0,
+        placement: Placement | str | os.PathLike[str] | None = None,
+        non_finite_gradients: NonFinite = "pass",
+        timeline: bool = False,
         seed: int = 1,
         gate: _core.Gate | None = None,
     ) -> None:
         super().__init__()
-        if placement is not None:
-            raise ConfigError("placement is not supported yet; rows live in the last tier")
         if prefetch_distance < 0:
             raise ConfigError(f"prefetch_distance must not be negative, got {prefetch_distance}")
+        if not 0 <= announce_batches <= ANNOUNCE_BATCHES_MAX:
+            raise ConfigError(
+                f"announce_batches must be between 0 and {ANNOUNCE_BATCHES_MAX}, got {announce_batches}"
+            )
         self.prefetch_distance = prefetch_distance
+        self.announce_batches = announce_batches
         self.fused_in_backward = fused_in_backward
         self.store = EmbeddingStore(
-            tables, hierarchy=hierarchy, optimizer=optimizer, mode=mode, seed=seed, gate=gate
+            tables,
+            hierarchy=hierarchy,
+            optimizer=optimizer,
+            mode=mode,
+            placement=placement,
+            non_finite_gradients=non_finite_gradients,
+            timeline=timeline,
+            seed=seed,
+            gate=gate,
         )
         # Not a parameter: rows have no tensor here, and other optimizers must not see a stand-in.
         self._anchor = torch.zeros(0, requires_grad=True)
@@ -109,16 +130,26 @@ class TieredEmbeddingBagCollection(nn.Module):
     ) -> Iterator[tuple[_Batch, Ticket]]:
         """Batches with their tickets, fetched `prefetch_distance` ahead; each ticket is released for you.
 
+        `announce_batches` more are taken from `batches` and announced to the policies.
+
         Args:
             batches: the batches, in order.
             lookups: gives the lookups of a batch.
         """
         ahead: deque[tuple[_Batch, Ticket]] = deque()
+        announced: deque[tuple[_Batch, Sequence[Lookup]]] = deque()
         source = iter(batches)
         try:
             while True:
-                for batch in itertools.islice(source, self.prefetch_distance + 1 - len(ahead)):
-                    ahead.append((batch, self.prefetch(lookups(batch))))
+                while len(ahead) <= self.prefetch_distance:
+                    for batch in itertools.islice(source, self.announce_batches + 1 - len(announced)):
+                        announced.append((batch, lookups(batch)))
+                        if self.announce_batches:
+                            self.store.announce(announced[-1][1])
+                    if not announced:
+                        break
+                    batch, asked = announced.popleft()
+                    ahead.append((batch, self.prefetch(asked)))
                 if not ahead:
                     return
                 yield ahead[0]

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import os
 from collections.abc import Iterator, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -12,13 +12,14 @@ import torch
 
 from tiermem import _core
 from tiermem._interop import bytes_of, float_rows, id_vector, new_float
-from tiermem.config import SGD, Hierarchy, RowWiseAdagrad
+from tiermem.config import SGD, Hierarchy, Placement, RowWiseAdagrad
 from tiermem.errors import ClosedError, ConfigError, InputError
-from tiermem.stats import StoreStats
+from tiermem.stats import StoreStats, TableStats
 
 __all__ = ["EmbeddingStore", "Lookup", "Mode", "StageTimes", "TableConfig", "Ticket"]
 
 Mode = Literal["sum", "mean"]
+NonFinite = Literal["pass", "refuse"]
 _EXPORT_BYTES = 16 * 2**20
 
 
@@ -82,9 +83,12 @@ class Ticket:
     def wait(self) -> None:
         """Returns when the rows are in memory, and on a wall clock when they are due.
 
+        Blocks while earlier batches hold the staging memory that this one needs. A failed transfer is tried
+        again by the next call.
+
         Raises:
-            CapacityError: if earlier tickets hold the staging memory that this one needs.
-            DeviceError: if a tier failed.
+            CapacityError: if only the calling thread could release those earlier batches.
+            DeviceError: if a tier failed; names the tier and the rows.
         """
         self._core.wait()
 
@@ -101,6 +105,11 @@ class EmbeddingStore:
         hierarchy: tiers, budgets, clock.
         optimizer: of all tables.
         mode: pooling of all tables, "sum" or "mean". An empty bag gives zeros.
+        placement: where tables live, or the path of a plan file; `None`: in the slowest tier, cached by all
+            others.
+        non_finite_gradients: "pass" applies NaN and infinities as torch does, "refuse" raises `InputError`
+            before any row of the lookup changes. Both count them (`stats().non_finite_values`).
+        timeline: remember transfers and dirty rows, for `timeline()`.
         seed: seed of initial values and latency draws.
         gate: for tests: a gate in front of all backends.
 
@@ -117,6 +126,9 @@ class EmbeddingStore:
         hierarchy: Hierarchy,
         optimizer: SGD | RowWiseAdagrad,
         mode: Mode = "sum",
+        placement: Placement | str | os.PathLike[str] | None = None,
+        non_finite_gradients: NonFinite = "pass",
+        timeline: bool = False,
         seed: int = 1,
         gate: _core.Gate | None = None,
     ) -> None:
@@ -124,14 +136,22 @@ class EmbeddingStore:
             raise ConfigError(f'mode "{mode}" is not supported; use "sum" or "mean"')
         if not 0 <= seed < 2**64:
             raise ConfigError(f"seed must be between 0 and 2^64 - 1, got {seed}")
+        if non_finite_gradients not in ("pass", "refuse"):
+            raise ConfigError(f'non_finite_gradients is "pass" or "refuse", got "{non_finite_gradients}"')
         self.tables = tuple(tables)
         self.hierarchy = hierarchy
+        if placement is not None and not isinstance(placement, Placement):
+            placement = Placement.load(placement)
         self.mode = mode
         self.times = StageTimes()
+        shapes = [(table.name, table.rows) for table in self.tables]
         config = {
             "tables": [table.core() for table in self.tables],
             "tiers": hierarchy.core(),
+            "parts": None if placement is None else placement.core(shapes, hierarchy),
             "optimizer": optimizer.core(),
+            "non_finite_gradients": non_finite_gradients,
+            "timeline": timeline,
             "staging_bytes": hierarchy.staging_bytes,
             "memory_limit_bytes": hierarchy.memory_limit_bytes,
             "clock": hierarchy.clock,
@@ -163,7 +183,25 @@ class EmbeddingStore:
         Raises:
             InputError: names the table and what is wrong with its ids or offsets.
             CapacityError: if the batch needs more rows than staging memory holds.
+            DeviceError: if a tier fails and much is waiting for it already.
         """
+        views, kept = self._views(lookups)
+        return Ticket(self._core.prefetch(views), kept)
+
+    def announce(self, lookups: Sequence[Lookup]) -> None:
+        """Tells the policies which rows a batch will ask for that is prefetched later; for `lookahead`.
+
+        Batches are announced in the order in which they are prefetched, each before its own prefetch.
+
+        Raises:
+            InputError: as `prefetch`.
+            CapacityError: if more than 254 batches are announced and not yet prefetched.
+        """
+        self._core.announce(self._views(lookups)[0])
+
+    def _views(
+        self, lookups: Sequence[Lookup]
+    ) -> tuple[list[tuple[int, npt.NDArray[np.uint8], npt.NDArray[np.uint8]]], list[Lookup]]:
         views, kept = [], []
         for lookup in lookups:
             if not 0 <= lookup.table < len(self.tables):
@@ -183,7 +221,7 @@ class EmbeddingStore:
                     raise InputError('sample weights go with a sum; use mode="sum"')
             views.append((lookup.table, bytes_of(ids), bytes_of(offsets)))
             kept.append(Lookup(lookup.table, ids, offsets, weights))
-        return Ticket(self._core.prefetch(views), kept)
+        return views, kept
 
     def wait(self, ticket: Ticket) -> None:
         """`ticket.wait()`, timed."""
@@ -296,6 +334,19 @@ class EmbeddingStore:
     def stats(self) -> StoreStats:
         """Everything counted so far."""
         return StoreStats.from_json(self._core.stats_json())
+
+    def table_stats(self) -> list[TableStats]:
+        """Everything counted so far, by table and tier."""
+        return [TableStats.from_dict(table) for table in json.loads(self._core.table_stats_json())]
+
+    def timeline(self) -> dict[str, Any]:
+        """What happened when, if the store was opened with `timeline=True`; times on the store's clock.
+
+        `transfers`: tier (position), operation, begin_ps, end_ps (`None`: under way), requests, nbytes.
+        `dirty_rows`: (time in ns, rows in memory that are newer than below) after each release.
+        """
+        timeline: dict[str, Any] = json.loads(self._core.timeline_json())
+        return timeline
 
     def read_latency_cdf(self, tier: int) -> list[tuple[int, float]]:
         """Points (latency in ns, share of reads at or below) of one tier's device."""

@@ -83,6 +83,8 @@ class Trainer:
             optimizer=self.train.optimizer,
             fused_in_backward=True,
             prefetch_distance=self.train.prefetch_distance,
+            announce_batches=self.train.announce_batches,
+            placement=experiment.placement,
             seed=experiment.seed,
         )
         self.store = self.bags.store

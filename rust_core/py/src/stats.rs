@@ -1,9 +1,9 @@
 //! Statistics as JSON documents; Python turns them into typed records.
 
 use serde_json::{Value, json};
-use tiermem_core::device::{Debt, DeviceStats, Lateness, PointResult};
+use tiermem_core::device::{Debt, DeviceStats, Lateness, Operation, PointResult, TransferRecord};
 use tiermem_core::stats::{LatencyHistogram, LatencySummary};
-use tiermem_core::store::{StoreStats, TableStats, TierStats};
+use tiermem_core::store::{StoreStats, TableStats, TierStats, Timeline};
 use tiermem_core::tier::PartCounts;
 
 fn latency(summary: LatencySummary) -> Value {
@@ -154,4 +154,22 @@ pub(crate) fn tables(tables: &[TableStats]) -> Value {
         })
     };
     tables.iter().map(table).collect()
+}
+
+/// What happened when. A transfer that was still under way has no end.
+pub(crate) fn timeline(timeline: &Timeline) -> Value {
+    let transfer = |record: &TransferRecord| {
+        json!({
+            "tier": record.device + 1,
+            "operation": if record.operation == Operation::Read { "read" } else { "write" },
+            "begin_ps": record.begin_ps,
+            "end_ps": if record.end_ps == 0 { Value::Null } else { json!(record.end_ps) },
+            "requests": record.requests,
+            "nbytes": record.nbytes,
+        })
+    };
+    json!({
+        "transfers": timeline.transfers.iter().map(transfer).collect::<Vec<_>>(),
+        "dirty_rows": timeline.dirty_rows,
+    })
 }

@@ -152,6 +152,11 @@ impl Store {
         Ok(stats::tables(&tables).to_string())
     }
 
+    fn timeline_json(&self, py: Python<'_>) -> PyResult<String> {
+        let timeline = py.detach(|| self.inner.timeline()).map_err(to_python)?;
+        Ok(stats::timeline(&timeline).to_string())
+    }
+
     fn read_latency_cdf(&self, py: Python<'_>, tier: usize) -> PyResult<Vec<(u64, f64)>> {
         let stats = py.detach(|| self.inner.stats()).map_err(to_python)?;
         Ok(stats.tiers.get(tier).map(|tier| stats::cdf(&tier.device.read_latency)).unwrap_or_default())

@@ -30,7 +30,7 @@ pub use spec::{
     BackgroundSpec, CostSpec, CurveSpec, DeviceKind, DeviceSpec, DeviceState, HostSpec, PowerSpec, ReadSpec,
     SourceSpec, WearSpec, WriteSpec,
 };
-pub use timing::{BatchHandle, Schedule, TimedDevice};
+pub use timing::{BatchHandle, Schedule, TimedDevice, TransferRecord};
 pub use traffic::{DeviceSnapshot, Operation, Request};
 pub use usage::{DeviceStats, Energy, StageTimes, Wear};
 pub use workload::{KeepGoing, PointResult, run_virtual, run_wall};

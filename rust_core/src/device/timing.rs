@@ -46,6 +46,25 @@ struct Batch {
     detached: bool,
     /// Batches that start when this one completes.
     followers: Vec<(u32, Vec<Request>)>,
+    /// Entries of the log that end with it, by device.
+    logged: Vec<(usize, usize)>,
+}
+
+/// The requests of one batch to one device, in one direction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TransferRecord {
+    /// Position of the device.
+    pub device: usize,
+    /// Direction.
+    pub operation: Operation,
+    /// When they were submitted, in picoseconds.
+    pub begin_ps: u64,
+    /// When the last of them completed; 0 while they are under way.
+    pub end_ps: u64,
+    /// Number of requests.
+    pub requests: u64,
+    /// Bytes of all.
+    pub nbytes: u64,
 }
 
 /// A device with curves: a batch is served as one, after the batches before it.
@@ -121,6 +140,8 @@ pub struct Schedule {
     batches: Vec<Batch>,
     free_batches: Vec<u32>,
     processed_ps: u64,
+    /// What was submitted, if it is to be remembered.
+    log: Option<Vec<TransferRecord>>,
 }
 
 impl Schedule {
@@ -138,7 +159,17 @@ impl Schedule {
             Station::Events(Box::new(DeviceQueue::new(spec, queue_depth, seed, position, storms)))
         };
         let stations = devices.into_iter().enumerate().map(station).collect();
-        Self { stations, split_bytes, batches: Vec::new(), free_batches: Vec::new(), processed_ps: 0 }
+        Self { stations, split_bytes, batches: Vec::new(), free_batches: Vec::new(), processed_ps: 0, log: None }
+    }
+
+    /// Remembers every transfer from now on.
+    pub fn start_log(&mut self) {
+        self.log.get_or_insert_default();
+    }
+
+    /// What was remembered, in order of submission; transfers under way have no end yet.
+    pub fn log(&self) -> &[TransferRecord] {
+        self.log.as_deref().unwrap_or_default()
     }
 
     /// Submits requests at one instant. The handle must be given to `finish` or to `detach`.
@@ -255,6 +286,12 @@ impl Schedule {
         let mut accesses = 0;
         for group in requests.chunk_by(|a, b| (a.device, a.operation) == (b.device, b.operation)) {
             let Request { device, operation, .. } = group[0];
+            if let Some(log) = &mut self.log {
+                let nbytes = group.iter().map(|request| request.nbytes).sum();
+                self.batches[batch as usize].logged.push((device, log.len()));
+                let requests = group.len() as u64;
+                log.push(TransferRecord { device, operation, begin_ps: now_ps, end_ps: 0, requests, nbytes });
+            }
             let split_bytes = self.split_bytes[device];
             match &mut self.stations[device] {
                 Station::Curve(queue) => {
@@ -308,6 +345,11 @@ impl Schedule {
                 },
             };
             let entry = &mut self.batches[batch as usize];
+            if let Some(log) = &mut self.log {
+                for &(_, at) in entry.logged.iter().filter(|&&(of, _)| of == device) {
+                    log[at].end_ps = log[at].end_ps.max(at_ps);
+                }
+            }
             entry.remaining -= 1;
             if entry.remaining == 0 {
                 self.processed_ps = self.processed_ps.max(at_ps);

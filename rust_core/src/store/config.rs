@@ -129,6 +129,9 @@ pub struct StoreConfig {
     /// Gradients that are not finite.
     #[serde(default)]
     pub non_finite_gradients: NonFinite,
+    /// Whether transfers and dirty rows are remembered, for a timeline.
+    #[serde(default)]
+    pub timeline: bool,
 }
 
 impl StoreConfig {

@@ -25,7 +25,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 pub use config::{Budget, ClockMode, HomeLayout, NonFinite, PartConfig, StoreConfig, TierConfig};
 pub use open::BackendWrapper;
 pub use snapshot::verify_rows;
-pub use stats::{MemoryReport, StoreStats, TableStats, TierStats};
+pub use stats::{MemoryReport, StoreStats, TableStats, TierStats, Timeline};
 pub use ticket::{Lookup, TicketId};
 pub use update::Pooled;
 
@@ -62,6 +62,8 @@ struct State {
     memory: Schedule,
     /// Gradient values that were not finite.
     non_finite_values: u64,
+    /// For a timeline: dirty rows at the ends of releases.
+    dirty_samples: Vec<(u64, u64)>,
     closed: bool,
 }
 

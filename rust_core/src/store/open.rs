@@ -47,7 +47,11 @@ impl Store {
         };
         let memory_device = Schedule::new(vec![timed((0, &config.tiers[0]))], config.seed);
         let timed = config.tiers.iter().enumerate().skip(1).map(timed).collect();
-        let schedule = Arc::new(Mutex::new(Schedule::new(timed, config.seed)));
+        let mut schedule = Schedule::new(timed, config.seed);
+        if config.timeline {
+            schedule.start_log();
+        }
+        let schedule = Arc::new(Mutex::new(schedule));
 
         let (classes, class_of) = width_classes(&shapes, &parts)?;
         let mut memory = MemoryReport { limit_bytes: config.memory_limit_bytes, ..MemoryReport::default() };
@@ -82,6 +86,7 @@ impl Store {
             lateness: crate::device::Lateness::default(),
             memory: memory_device,
             non_finite_values: 0,
+            dirty_samples: Vec::new(),
             closed: false,
         };
         let (worker, state, room) = (worker.transpose()?, Mutex::new(state), Condvar::new());

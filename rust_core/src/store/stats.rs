@@ -2,7 +2,7 @@
 
 use super::Store;
 use crate::backend::BackendInfo;
-use crate::device::{DeviceStats, Lateness};
+use crate::device::{DeviceStats, Lateness, TransferRecord};
 use crate::error::{Error, ErrorKind, Result};
 use crate::tier::{LowerTiers, PartCounts, RowPool};
 
@@ -126,7 +126,22 @@ pub struct StoreStats {
     pub open_tickets: usize,
 }
 
+/// What happened when; times on the store's clock.
+#[derive(Debug, Clone, Default)]
+pub struct Timeline {
+    /// Transfers of the lower tiers, in order of submission; `device` counts from the second tier on.
+    pub transfers: Vec<TransferRecord>,
+    /// (time in ns, rows in memory that are newer than below), after each release.
+    pub dirty_rows: Vec<(u64, u64)>,
+}
+
 impl Store {
+    /// What was remembered for a timeline; empty if the store was not opened with one.
+    pub fn timeline(&self) -> Result<Timeline> {
+        let dirty_rows = self.lock()?.dirty_samples.clone();
+        Ok(Timeline { transfers: self.schedule().log().to_vec(), dirty_rows })
+    }
+
     /// Everything counted so far, by table.
     pub fn table_stats(&self) -> Result<Vec<TableStats>> {
         let state = self.lock()?;

@@ -8,7 +8,7 @@ use super::parts::Place;
 use super::{State, Store, WRITE_BACK_JOBS_MAX};
 use crate::device::{BatchHandle, Operation, Request};
 use crate::error::{Error, ErrorKind, Result};
-use crate::tier::{Job, JobHandle, Transfer};
+use crate::tier::{Job, JobHandle, RowPool, Transfer};
 
 /// How often a thread that waits for staging memory asks whether it was interrupted.
 const INTERRUPT_INTERVAL: Duration = Duration::from_millis(50);
@@ -257,6 +257,10 @@ impl Store {
             state.close_abandoned(self)?;
             self.room.notify_all();
             state.admit_in_order(self)?;
+            if self.config.timeline {
+                let dirty_rows = state.pools.iter().map(RowPool::dirty_count).sum();
+                state.dirty_samples.push((self.clock.now_ns(), dirty_rows));
+            }
             let excess = state.write_backs.len().saturating_sub(WRITE_BACK_JOBS_MAX);
             excess.checked_sub(1).map(|last| state.write_backs[last].clone())
         };

@@ -2,6 +2,7 @@
 //! opaque images of a known width here; what they mean is `embedding`'s business.
 
 mod build;
+mod descend;
 mod layout;
 mod log;
 mod lower;

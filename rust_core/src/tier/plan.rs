@@ -9,9 +9,7 @@ use std::collections::HashMap;
 use std::hash::BuildHasherDefault;
 
 use super::layout::{BlockKey, row_key, split_row_key};
-use super::log::RowLog;
-use super::lower::{Home, LowerTiers, TierCache};
-use super::unit_cache::Evicted;
+use super::lower::{LowerTiers, TierCache};
 use crate::backend::f32_as_bytes;
 use crate::rng::MixHasher;
 
@@ -95,7 +93,7 @@ pub struct RowPlace {
 pub struct PlanBuilder<'a> {
     pub(super) tiers: &'a mut LowerTiers,
     pub(super) frames: Vec<Frame>,
-    blocks: Map<BlockKey, usize>,
+    pub(super) blocks: Map<BlockKey, usize>,
     /// Which frame is written to a place of a cache.
     writers: Map<(usize, u64), usize>,
     pub(super) patches: Vec<FramePatch>,
@@ -249,7 +247,7 @@ impl<'a> PlanBuilder<'a> {
         counts.asked_bytes += row_bytes;
     }
 
-    fn count_read(&mut self, part: usize, tier: usize, offset: u64, nbytes: usize) {
+    pub(super) fn count_read(&mut self, part: usize, tier: usize, offset: u64, nbytes: usize) {
         if !self.is_counted {
             return;
         }
@@ -261,7 +259,7 @@ impl<'a> PlanBuilder<'a> {
     }
 
     /// The frame of a row in a slot of a tier that holds rows, and the row's offset in it.
-    fn slot_frame(&mut self, part: usize, key: u64, tier: usize, offset: u64) -> (usize, usize) {
+    pub(super) fn slot_frame(&mut self, part: usize, key: u64, tier: usize, offset: u64) -> (usize, usize) {
         if let Some(&writer) = self.writers.get(&(tier, offset)) {
             let piece =
                 self.frames[writer].destinations.iter().find(|piece| (piece.tier, piece.offset) == (tier, offset));
@@ -275,7 +273,7 @@ impl<'a> PlanBuilder<'a> {
         (self.frames.len() - 1, 0)
     }
 
-    fn new_block(&mut self, key: BlockKey, source: Source, part: usize) -> usize {
+    pub(super) fn new_block(&mut self, key: BlockKey, source: Source, part: usize) -> usize {
         let place = self.tiers.place_of(key);
         if let Source::Tier { tier, offset } = source {
             self.count_read(part, tier, offset, place.nbytes);
@@ -292,7 +290,7 @@ impl<'a> PlanBuilder<'a> {
     }
 
     /// Place and tier of a present block; the policy of a tier that has it is told.
-    fn locate(&mut self, key: BlockKey) -> (Source, usize) {
+    pub(super) fn locate(&mut self, key: BlockKey) -> (Source, usize) {
         let place = self.tiers.place_of(key);
         for tier in 0..place.tier {
             if self.tiers.is_cached_by(key, tier)
@@ -305,7 +303,7 @@ impl<'a> PlanBuilder<'a> {
         (Source::Tier { tier: place.tier, offset: place.offset }, place.tier)
     }
 
-    fn tier_of(&self, frame: usize) -> usize {
+    pub(super) fn tier_of(&self, frame: usize) -> usize {
         match (self.frames[frame].source, self.frames[frame].unit) {
             (Source::Tier { tier, .. }, _) => tier,
             (_, Unit::Block(key)) => self.tiers.place_of(key).tier,
@@ -314,7 +312,7 @@ impl<'a> PlanBuilder<'a> {
     }
 
     /// Writes a part of a frame to a place of a tier, and nothing else there.
-    fn write_to(&mut self, frame: usize, piece: Piece, is_cache: bool) {
+    pub(super) fn write_to(&mut self, frame: usize, piece: Piece, is_cache: bool) {
         if is_cache {
             self.unwrite(piece.tier, piece.offset);
             self.writers.insert((piece.tier, piece.offset), frame);
@@ -324,195 +322,10 @@ impl<'a> PlanBuilder<'a> {
         self.frames[frame].destinations.push(piece);
     }
 
-    fn unwrite(&mut self, tier: usize, offset: u64) {
+    pub(super) fn unwrite(&mut self, tier: usize, offset: u64) {
         if let Some(writer) = self.writers.remove(&(tier, offset)) {
             self.frames[writer].destinations.retain(|piece| (piece.tier, piece.offset) != (tier, offset));
         }
-    }
-
-    /// Fills a row into the tiers above `found_at` that hold rows and cache it inclusively.
-    fn fill_rows(&mut self, part: usize, row: u64, found_at: usize, from: (usize, usize)) {
-        if self.tiers.parts[part].exclusive {
-            return;
-        }
-        for tier in (0..found_at).rev() {
-            if self.tiers.parts[part].cached_by[tier] && matches!(self.tiers.caches[tier], TierCache::Rows(_)) {
-                self.put_row(tier, part, row, from, false);
-            }
-        }
-    }
-
-    /// Puts a row into a tier that holds rows (it may be there already); who has to leave goes down.
-    fn put_row(&mut self, tier: usize, part: usize, row: u64, (frame, from): (usize, usize), is_dirty: bool) {
-        let key = row_key(part, row);
-        let class = self.tiers.parts[part].class;
-        let TierCache::Rows(classes) = &mut self.tiers.caches[tier] else { unreachable!("a tier that holds rows") };
-        let cache = &mut classes[class];
-        let (offset, evicted) = match cache.touch(key) {
-            Some(offset) => (offset, None),
-            None => cache.insert(key),
-        };
-        if is_dirty {
-            cache.mark_dirty(key);
-        }
-        if let Some(evicted) = evicted {
-            self.lower_row(tier, evicted);
-        }
-        let nbytes = self.tiers.parts[part].shape.row_bytes();
-        self.write_to(frame, Piece { tier, offset, from, nbytes }, true);
-    }
-
-    /// A row left a tier that holds rows: if it is newer than below, or has no copy there, it goes down.
-    fn lower_row(&mut self, tier: usize, evicted: Evicted) {
-        let (part, row) = split_row_key(evicted.key);
-        if evicted.dirty || self.tiers.parts[part].exclusive {
-            let lower_rows = (tier + 1..self.tiers.parts[part].home).any(|below| {
-                self.tiers.parts[part].cached_by[below] && matches!(self.tiers.caches[below], TierCache::Rows(_))
-            });
-            if evicted.dirty || lower_rows {
-                let (frame, from) = self.slot_frame(part, evicted.key, tier, evicted.offset);
-                self.descend(part, row, tier + 1, ImageSource::Frame(frame, from), evicted.dirty);
-            }
-        }
-        self.unwrite(tier, evicted.offset);
-    }
-
-    /// Sends a row image to the first tier from `from` on that caches it, or home.
-    fn descend(&mut self, part: usize, row: u64, from: usize, image: ImageSource, is_dirty: bool) {
-        for tier in from..self.tiers.parts[part].home {
-            if !self.tiers.parts[part].cached_by[tier] {
-                continue;
-            }
-            match &self.tiers.caches[tier] {
-                TierCache::None => {}
-                TierCache::Rows(_) => {
-                    let place = self.image_frame(part, row, image);
-                    self.put_row(tier, part, row, place, is_dirty);
-                    return;
-                }
-                TierCache::Blocks(_) => {
-                    if is_dirty {
-                        let (frame, offset) = self.home_block(part, row);
-                        self.patch(part, frame, offset, image);
-                        self.fill_block(tier, frame, true);
-                    }
-                    return;
-                }
-            }
-        }
-        if is_dirty {
-            let (frame, offset) = self.home_block(part, row);
-            self.patch(part, frame, offset, image);
-            self.send_home(frame);
-        }
-    }
-
-    /// A frame that holds the image, and the image's offset in it.
-    fn image_frame(&mut self, part: usize, row: u64, image: ImageSource) -> (usize, usize) {
-        if let ImageSource::Frame(frame, offset) = image {
-            return (frame, offset);
-        }
-        let nbytes = self.tiers.parts[part].shape.row_bytes();
-        let unit = Unit::Row(row_key(part, row));
-        self.frames.push(Frame { unit, nbytes, source: Source::Empty, has_header: false, destinations: Vec::new() });
-        let frame = self.frames.len() - 1;
-        self.patch(part, frame, 0, image);
-        (frame, 0)
-    }
-
-    fn patch(&mut self, part: usize, frame: usize, offset: usize, from: ImageSource) {
-        let nbytes = self.tiers.parts[part].shape.row_bytes();
-        self.patches.push(FramePatch { frame, offset, nbytes, from });
-    }
-
-    /// The block that is to take a row, in this plan, and the row's offset in it.
-    fn home_block(&mut self, part: usize, row: u64) -> (usize, usize) {
-        if matches!(self.tiers.parts[part].place, Home::Log { .. }) {
-            return self.append(part, row);
-        }
-        let (key, offset) = self.tiers.block_of(part, row);
-        if let Some(&frame) = self.blocks.get(&key) {
-            return (frame, offset);
-        }
-        let Home::InPlace { layout, present } = &mut self.tiers.parts[part].place else { unreachable!("not a log") };
-        let (is_fresh, is_whole) = (present.insert(key.parts().1), layout.header_bytes == 0);
-        let source = if is_whole {
-            Source::Empty
-        } else if is_fresh {
-            Source::Fresh
-        } else {
-            self.tiers.read_modify_writes[part] += u64::from(self.is_counted);
-            self.locate(key).0
-        };
-        (self.new_block(key, source, part), offset)
-    }
-
-    fn append(&mut self, part: usize, row: u64) -> (usize, usize) {
-        let key = row_key(part, row);
-        let (block, offset, is_new, within) =
-            self.tiers.append(key).expect("room was made in the log before the plan was begun");
-        let frame = if is_new { self.new_block(block, Source::Empty, part) } else { self.blocks[&block] };
-        let image = self.images.len();
-        self.images.extend_from_slice(&key.to_le_bytes());
-        self.patches.push(FramePatch {
-            frame,
-            offset: RowLog::key_offset(within),
-            nbytes: size_of::<u64>(),
-            from: ImageSource::Image(image),
-        });
-        (frame, offset)
-    }
-
-    /// Puts a block into a tier that holds blocks (it may be there already); who has to leave goes down.
-    fn fill_block(&mut self, tier: usize, frame: usize, is_dirty: bool) {
-        let Unit::Block(key) = self.frames[frame].unit else { unreachable!("only blocks go into a tier of blocks") };
-        let TierCache::Blocks(cache) = &mut self.tiers.caches[tier] else { unreachable!("a tier that holds blocks") };
-        let (offset, evicted) = match cache.touch(key.0) {
-            Some(offset) => (offset, None),
-            None => cache.insert(key.0),
-        };
-        if is_dirty {
-            cache.mark_dirty(key.0);
-        }
-        if let Some(evicted) = evicted {
-            self.lower_block(tier, evicted);
-        }
-        let nbytes = self.frames[frame].nbytes;
-        self.write_to(frame, Piece { tier, offset, from: 0, nbytes }, true);
-    }
-
-    fn lower_block(&mut self, tier: usize, evicted: Evicted) {
-        let key = BlockKey(evicted.key);
-        self.unwrite(tier, evicted.offset);
-        if !evicted.dirty {
-            return;
-        }
-        let frame = if let Some(&frame) = self.blocks.get(&key) {
-            frame
-        } else {
-            // A faster tier may hold a newer copy of the block, and it has the last word.
-            let newer = (0..tier).find_map(|above| match &self.tiers.caches[above] {
-                TierCache::Blocks(cache) => cache.peek(key.0).map(|offset| (above, offset)),
-                _ => None,
-            });
-            let (tier, offset) = newer.unwrap_or((tier, evicted.offset));
-            let part = self.tiers.part_of(key);
-            self.new_block(key, Source::Tier { tier, offset }, part)
-        };
-        let below = (tier + 1..self.tiers.place_of(key).tier).find(|&below| {
-            self.tiers.is_cached_by(key, below) && matches!(self.tiers.caches[below], TierCache::Blocks(_))
-        });
-        match below {
-            Some(below) => self.fill_block(below, frame, true),
-            None => self.send_home(frame),
-        }
-    }
-
-    fn send_home(&mut self, frame: usize) {
-        let Unit::Block(key) = self.frames[frame].unit else { unreachable!("only blocks go home") };
-        let place = self.tiers.place_of(key);
-        let piece = Piece { tier: place.tier, offset: place.offset, from: 0, nbytes: place.nbytes };
-        self.write_to(frame, piece, false);
     }
 
     /// What a log lost in this plan is free: no tier holds its blocks any more.

@@ -47,5 +47,6 @@ pub fn config(
         clock: ClockMode::Virtual,
         seed: SEED,
         non_finite_gradients: NonFinite::Pass,
+        timeline: false,
     }
 }

@@ -16,6 +16,9 @@ pub const SUM: Pooled<'static> = Pooled { pooling: Pooling::Sum, sample_weights:
 /// The rows of a bag.
 pub type Bag = Vec<u64>;
 
+/// The bags of a lookup, and the gradient of each.
+type Contribution<'a> = (&'a [Bag], Vec<f32>);
+
 /// A table: rows, columns.
 pub type Dim = (u64, usize);
 
@@ -187,7 +190,7 @@ impl Plain {
     }
 
     /// One update a row, contributions added in the order of the lookups, bags and positions.
-    fn update(&mut self, table: usize, lookups: &[(&[Bag], Vec<f32>)]) {
+    fn update(&mut self, table: usize, lookups: &[Contribution<'_>]) {
         let dim = self.dims[table].1;
         let mut sums: BTreeMap<u64, Vec<f32>> = BTreeMap::new();
         for (bags, gradient) in lookups {
@@ -228,7 +231,7 @@ pub fn scalar_twin(dims: &[Dim], batches: &[Batch], optimizer: OptimizerConfig) 
     let mut plain = Plain::new(dims, optimizer);
     let mut bits = Vec::new();
     for (step, batch) in batches.iter().enumerate() {
-        let mut kept: BTreeMap<usize, Vec<(&[Bag], Vec<f32>)>> = BTreeMap::new();
+        let mut kept: BTreeMap<usize, Vec<Contribution<'_>>> = BTreeMap::new();
         for (table, bags) in &batch.lookups {
             let pooled = plain.pool(*table, bags);
             bits.extend(pooled.iter().map(|value| value.to_bits()));
