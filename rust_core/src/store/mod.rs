@@ -8,6 +8,8 @@ mod admit;
 mod budget;
 mod compact;
 mod config;
+#[cfg(all(test, feature = "shuttle"))]
+mod interleavings;
 mod lower;
 mod open;
 mod parts;
@@ -20,7 +22,7 @@ mod update;
 mod write_back;
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 
 pub use config::{Budget, ClockMode, HomeLayout, NonFinite, PartConfig, StoreConfig, TierConfig};
 pub use open::BackendWrapper;
@@ -33,6 +35,7 @@ use crate::clock::Clock;
 use crate::device::Schedule;
 use crate::embedding::initialise_row;
 use crate::error::{Error, ErrorKind, Result};
+use crate::sync::{Condvar, Mutex, MutexGuard};
 use crate::tier::{JobHandle, LowerTiers, RowPool, Worker};
 use parts::{Part, Table};
 use ticket::Ticket;
@@ -72,7 +75,8 @@ pub struct Store {
     config: StoreConfig,
     tables: Vec<Table>,
     clock: Arc<Clock>,
-    schedule: Arc<Mutex<Schedule>>,
+    /// Nobody waits while it is locked.
+    schedule: Arc<std::sync::Mutex<Schedule>>,
     /// Declared before `state`, so that it ends first when the store is dropped.
     worker: Option<Worker>,
     state: Mutex<State>,
@@ -135,7 +139,7 @@ impl Store {
         Ok(state)
     }
 
-    fn schedule(&self) -> MutexGuard<'_, Schedule> {
+    fn schedule(&self) -> std::sync::MutexGuard<'_, Schedule> {
         self.schedule.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -1,6 +1,6 @@
 //! From a configuration to a store: budgets, layout, backends.
 
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::Arc;
 
 use super::budget::{WidthClass, cache_rows, cacheable_rows, staging_rows, width_classes};
 use super::compact::LogCompaction;
@@ -13,6 +13,7 @@ use crate::bits::BitSet;
 use crate::clock::Clock;
 use crate::device::{DeviceKind, Schedule, TimedDevice};
 use crate::error::{Error, ErrorKind, Result};
+use crate::sync::{Condvar, Mutex};
 use crate::tier::{PoolSize, RowPool, TableShape, Worker};
 
 /// Replaces the backend of a lower tier, for tests: `(tier among the lower tiers, backend)`.
@@ -51,7 +52,7 @@ impl Store {
         if config.timeline {
             schedule.start_log();
         }
-        let schedule = Arc::new(Mutex::new(schedule));
+        let schedule = Arc::new(std::sync::Mutex::new(schedule));
 
         let (classes, class_of) = width_classes(&shapes, &parts)?;
         let mut memory = MemoryReport { limit_bytes: config.memory_limit_bytes, ..MemoryReport::default() };

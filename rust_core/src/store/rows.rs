@@ -1,11 +1,10 @@
 //! Whole ranges of rows in and out: state dicts, checks, `from_torch`. Maintenance: it costs no virtual time.
 
-use std::sync::MutexGuard;
-
 use super::parts::Place;
 use super::ticket::TicketId;
 use super::{State, Store};
 use crate::error::{Error, ErrorKind, Result};
+use crate::sync::MutexGuard;
 use crate::tier::{PlanBuilder, row_key};
 
 /// Rows in one job of a copy in or out.

@@ -1,13 +1,13 @@
 //! Tickets: the rows of one prefetched batch, from the request to the release.
 
 use std::sync::Arc;
-use std::thread::ThreadId;
 use std::time::Duration;
 
 use super::parts::Place;
 use super::{State, Store, WRITE_BACK_JOBS_MAX};
 use crate::device::{BatchHandle, Operation, Request};
 use crate::error::{Error, ErrorKind, Result};
+use crate::sync::thread::{self, ThreadId};
 use crate::tier::{Job, JobHandle, RowPool, Transfer};
 
 /// How often a thread that waits for staging memory asks whether it was interrupted.
@@ -92,7 +92,7 @@ impl Ticket {
             arrival: None,
             pending: 0,
             abandoned: false,
-            holder: std::thread::current().id(),
+            holder: thread::current().id(),
         }
     }
 
@@ -178,7 +178,7 @@ impl Store {
     }
 
     fn wait_for_room(&self, ticket: TicketId, is_interrupted: &dyn Fn() -> bool) -> Result<()> {
-        let me = std::thread::current().id();
+        let me = thread::current().id();
         let mut state = self.lock()?;
         loop {
             let entry = state.tickets.get_mut(&ticket.0).ok_or_else(|| unknown(ticket))?;

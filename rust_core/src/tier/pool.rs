@@ -4,6 +4,7 @@ use crate::backend::AlignedBuffer;
 use crate::bits::BitSet;
 use crate::cache::{METADATA_BYTES_PER_ROW_MAX, PolicyKind, Slots};
 use crate::error::Result;
+use crate::planted::{Fault, is_planted};
 
 /// How many rows a pool has room for.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -123,6 +124,9 @@ impl RowPool {
     #[inline]
     pub fn admit(&mut self, key: u64) -> Option<(u32, Met)> {
         let (slot, met) = if let Some(slot) = self.slots.get(key) {
+            if is_planted(Fault::LostPin) && self.slots.is_pinned(slot) {
+                return Some((self.place(slot), Met::Before));
+            }
             if !self.seen.insert(u64::from(slot)) {
                 return Some((self.place(slot), Met::Before));
             }
@@ -179,6 +183,9 @@ impl RowPool {
     /// The row is newer than below from now on. Resident rows have nothing below.
     #[inline]
     pub fn mark_dirty(&mut self, place: u32) {
+        if is_planted(Fault::SkippedDirtyBit) && place.is_multiple_of(3) {
+            return;
+        }
         if place >= self.size.resident_rows as u32 {
             let slot = self.slot(place);
             self.dirty.insert(u64::from(slot));

@@ -8,8 +8,7 @@
 //! device failed holds as soon as it works again.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
+use std::sync::PoisonError;
 
 use super::layout::BlockKey;
 use super::plan::Unit;
@@ -17,6 +16,8 @@ use crate::backend::{AlignedBuffer, Backend, Extent, IoBatch};
 use crate::clock::Clock;
 use crate::device::{Operation, Request, Schedule};
 use crate::error::{Error, ErrorKind, Result};
+use crate::planted::{Fault, is_planted};
+use crate::sync::{Arc, Condvar, Mutex, MutexGuard, thread};
 
 /// Jobs that may wait for a device that fails.
 const BACKLOG_JOBS_MAX: usize = 64;
@@ -62,7 +63,7 @@ pub struct PlacedUnit {
 }
 
 /// Work for the I/O thread: reads and fresh blocks, then changes in memory, then writes.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Job {
     /// Memory that all units need.
     pub nbytes: usize,
@@ -137,10 +138,12 @@ struct Shared {
     units: Box<dyn Units>,
     /// The tier whose memory jobs use: the first that moves its own faster, if one does.
     memory_tier: usize,
-    clock: Arc<Clock>,
-    schedule: Arc<Mutex<Schedule>>,
+    clock: std::sync::Arc<Clock>,
+    schedule: std::sync::Arc<std::sync::Mutex<Schedule>>,
     queue: Mutex<Queue>,
     changed: Condvar,
+    /// Of a planted fault.
+    late: Mutex<Option<(Job, AlignedBuffer)>>,
 }
 
 /// A submitted job.
@@ -195,7 +198,7 @@ impl JobHandle {
 
 /// The I/O thread and its queue. Dropping it finishes all queued jobs first, unless one fails.
 pub struct Worker {
-    thread: Option<JoinHandle<()>>,
+    thread: Option<thread::JoinHandle<()>>,
     shared: Arc<Shared>,
 }
 
@@ -204,8 +207,8 @@ impl Worker {
     pub fn start(
         backends: Vec<(String, Box<dyn Backend>)>,
         units: Box<dyn Units>,
-        clock: Arc<Clock>,
-        schedule: Arc<Mutex<Schedule>>,
+        clock: std::sync::Arc<Clock>,
+        schedule: std::sync::Arc<std::sync::Mutex<Schedule>>,
     ) -> Result<Self> {
         let (names, backends): (Vec<_>, Vec<_>) = backends.into_iter().unzip();
         let memory_tier = backends.iter().position(|backend| backend.info().registered_buffers).unwrap_or(0);
@@ -218,9 +221,10 @@ impl Worker {
             schedule,
             queue: Mutex::default(),
             changed: Condvar::new(),
+            late: Mutex::new(None),
         });
         let for_thread = Arc::clone(&shared);
-        let thread = std::thread::Builder::new()
+        let thread = thread::Builder::new()
             .name("tiermem-io".into())
             .spawn(move || for_thread.serve())
             .map_err(|error| Error::io("starting the I/O thread", error))?;
@@ -407,7 +411,23 @@ impl Shared {
             }
             running.is_read = true;
         }
+        if is_planted(Fault::StaleRead) {
+            return self.write_late(running);
+        }
         self.transfer(job, &mut running.buffer, Operation::Write)
+    }
+
+    /// A planted fault: what was to be written before is written now, and this job's writes later.
+    fn write_late(&self, running: &Running) -> Result<()> {
+        let mut late = self.late.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((job, mut memory)) = late.take() {
+            self.transfer(&job, &mut memory, Operation::Write)?;
+        }
+        let Job { writes, units, .. } = &running.job;
+        let mut memory = AlignedBuffer::zeroed(running.buffer.len());
+        memory.copy_from_slice(&running.buffer);
+        *late = Some((Job { writes: writes.clone(), units: units.clone(), ..Job::default() }, memory));
+        Ok(())
     }
 
     fn due(&self, submitted_ns: u64, transfers: &[Transfer], operation: Operation) -> u64 {
