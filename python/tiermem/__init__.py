@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         TierConfig,
     )
     from tiermem.embedding import (
+        EmbeddingStore,
         Lookup,
         TableConfig,
         TieredEmbeddingBag,
@@ -46,6 +47,7 @@ __all__ = [
     "Device",
     "DeviceError",
     "DeviceSpec",
+    "EmbeddingStore",
     "Experiment",
     "FaultConfig",
     "Hierarchy",
@@ -73,7 +75,7 @@ _CONFIG = (
     "SGD",
     "TierConfig",
 )
-_EMBEDDING = ("Lookup", "TableConfig", "TieredEmbeddingBag", "TieredEmbeddingBagCollection")
+_EMBEDDING = ("EmbeddingStore", "Lookup", "TableConfig", "TieredEmbeddingBag", "TieredEmbeddingBagCollection")
 _EMULATOR = ("Device", "open_device")
 _ERRORS = tuple(name for name in __all__ if name.endswith("Error"))
 _HOMES = {

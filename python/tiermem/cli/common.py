@@ -3,7 +3,10 @@
 import argparse
 import contextlib
 import datetime
+import errno
 import json
+import os
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,6 +25,7 @@ __all__ = [
     "add_output_options",
     "add_override_option",
     "refuse_overwriting",
+    "refuse_unwritable",
     "run_directory",
     "save_run",
     "say_how_it_ran",
@@ -64,6 +68,26 @@ def refuse_overwriting(outputs: Sequence[str | None], inputs: Sequence[str]) -> 
                 raise ConfigError(f"{written} is what is read here; give the output another name")
 
 
+def refuse_unwritable(path: Path) -> None:
+    """Refuses a file that could not be written after the work, before the work; leaves nothing behind.
+
+    Raises:
+        DeviceError: names the file, and says why.
+    """
+    if path.is_dir():
+        raise DeviceError(errno.EISDIR, f"cannot write {path}: {os.strerror(errno.EISDIR)}")
+    if path.exists() and not path.is_file():
+        return
+    try:
+        # Folders that are missing are made with the file, in the nearest one that is there.
+        with tempfile.TemporaryFile(
+            dir=next(folder for folder in path.absolute().parents if folder.exists())
+        ):
+            pass
+    except OSError as error:
+        raise DeviceError(error.errno, f"cannot write {path}: {error.strerror}") from None
+
+
 class Output:
     """Where text goes: tables and lines to people, one JSON object to programs."""
 
@@ -102,6 +126,8 @@ class Output:
         for row in table.rows:
             shown.add_row(*row)
         self.console.print(shown)
+        if table.note:
+            self.console.print(table.note, markup=False)
         self.console.print()
 
     def document(self, value: Mapping[str, Any]) -> None:

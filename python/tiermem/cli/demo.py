@@ -17,7 +17,7 @@ from tiermem.cli.common import (
 )
 from tiermem.config import Experiment, Hierarchy
 from tiermem.data import fetch_ml_100k
-from tiermem.report import all_tables, render_html
+from tiermem.report import render_html, summary_tables
 
 if TYPE_CHECKING:
     from tiermem.train import Run
@@ -98,7 +98,7 @@ def _both_acts(
         quality={"baseline": baseline, "checks": [dataclasses.asdict(check) for check in checks]},
     )
     save_run(directory, record, render_html(record, title="tiermem demo"))
-    for table in all_tables(record):
+    for table in summary_tables(record):
         output.table(table)
     for check in checks:
         output.result(f"{'ok  ' if check.passed else 'FAIL'} {check.text}")

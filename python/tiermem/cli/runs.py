@@ -12,10 +12,11 @@ from tiermem.data import Dataset, load_dataset
 from tiermem.data.accesses import TraceTable
 from tiermem.data.trace_file import TraceWriter
 from tiermem.embedding import EmbeddingStore, TableConfig
-from tiermem.results import canonical, record
+from tiermem.report import chrome_trace, chrome_trace_text
+from tiermem.results import canonical, record, write_text
 from tiermem.train import Run, Trainer
 
-__all__ = ["capture_run", "open_store", "run_record", "train_run"]
+__all__ = ["capture_run", "open_store", "run_record", "train_run", "write_timeline"]
 
 
 def train_run(
@@ -26,19 +27,32 @@ def train_run(
     *,
     run_directory: Path | None = None,
     resume: ResumePoint | None = None,
+    timeline: bool = False,
 ) -> tuple[Dataset, Run]:
     """Reads the data, unless it is given, and trains with progress; snapshots go into the directory."""
     if dataset is None:
         dataset = load_dataset(experiment.data, experiment.seed)
     with output.progress(name) as progress:
         trainer = Trainer(
-            experiment, dataset, name=name, progress=progress, run_directory=run_directory, resume=resume
+            experiment,
+            dataset,
+            name=name,
+            progress=progress,
+            run_directory=run_directory,
+            resume=resume,
+            timeline=timeline,
         )
         return dataset, trainer.fit()
 
 
 def capture_run(
-    experiment: Experiment, name: str, output: Output, path: str, *, run_directory: Path
+    experiment: Experiment,
+    name: str,
+    output: Output,
+    path: str,
+    *,
+    run_directory: Path,
+    timeline: bool = False,
 ) -> tuple[Dataset, Run]:
     """`train_run` that also writes the accesses of its training steps to a trace."""
     dataset = load_dataset(experiment.data, experiment.seed)
@@ -53,8 +67,22 @@ def capture_run(
             progress=progress,
             capture=writer.write,
             run_directory=run_directory,
+            timeline=timeline,
         )
         return dataset, trainer.fit()
+
+
+def write_timeline(path: Path, run: Run) -> None:
+    """Writes what a run with `timeline` did when, for Perfetto.
+
+    Raises:
+        TiermemError: if the file cannot be written.
+    """
+    assert run.stats is not None, "a run has a timeline after it has ended"  # noqa: S101
+    assert run.timeline is not None, "a run has a timeline if it was asked for"  # noqa: S101
+    tiers = [tier.name for tier in run.stats.tiers]
+    document = chrome_trace(run.timed_steps(), tiers, run.timeline, name=run.name, clock=run.clock)
+    write_text(path, chrome_trace_text(document))
 
 
 def open_store(experiment: Experiment, tables: Sequence[TableShape]) -> EmbeddingStore:

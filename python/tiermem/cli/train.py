@@ -2,7 +2,7 @@
 
 import argparse
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,13 +10,15 @@ from tiermem.cli.common import (
     Output,
     add_output_options,
     add_override_option,
+    refuse_overwriting,
+    refuse_unwritable,
     run_directory,
     save_run,
     say_how_it_ran,
 )
 from tiermem.config import Experiment
 from tiermem.errors import ConfigError
-from tiermem.report import all_tables, render_html
+from tiermem.report import render_html, summary_tables
 
 if TYPE_CHECKING:
     from tiermem.data import Dataset
@@ -43,6 +45,11 @@ def add(verbs: "argparse._SubParsersAction[Any]") -> None:
     parser.add_argument(
         "--capture-trace", metavar="T", help="write the accesses of the training steps to a trace"
     )
+    parser.add_argument(
+        "--timeline",
+        metavar="FILE",
+        help="write when steps, transfers and dirty rows were, as a trace that ui.perfetto.dev opens",
+    )
     parser.add_argument("--out", metavar="DIR", help="run directory (default: runs/train-TIME)")
     add_output_options(parser)
     parser.set_defaults(run=_run)
@@ -63,15 +70,27 @@ def _start(options: argparse.Namespace, output: Output) -> int:
 
     name = experiment.data.name
     with run_directory(options.out, "train") as directory, claim(directory):
+        _check_timeline(options, experiment, directory)
         write_experiment(directory, experiment)
         with _saying_how_to_go_on(directory, output):
             if options.capture_trace is None:
-                dataset, run = train_run(experiment, name, output, run_directory=directory)
+                dataset, run = train_run(
+                    experiment,
+                    name,
+                    output,
+                    run_directory=directory,
+                    timeline=options.timeline is not None,
+                )
             else:
                 dataset, run = capture_run(
-                    experiment, name, output, options.capture_trace, run_directory=directory
+                    experiment,
+                    name,
+                    output,
+                    options.capture_trace,
+                    run_directory=directory,
+                    timeline=options.timeline is not None,
                 )
-            return _finish(experiment, dataset, run, directory, output)
+            return _finish(experiment, dataset, run, directory, output, timeline=options.timeline)
 
 
 def _go_on(options: argparse.Namespace, output: Output) -> int:
@@ -87,12 +106,37 @@ def _go_on(options: argparse.Namespace, output: Output) -> int:
             f"{directory} has done all of its {steps} steps; to repeat some, name a snapshot of it:"
             f" --resume {point.snapshot}"
         )
+    _check_timeline(options, point.experiment, directory, [str(path) for path in point.snapshot.rglob("*")])
     with claim(directory), _saying_how_to_go_on(directory, output):
         output.line(f"going on from step {step} of {steps}: {point.snapshot}")
         dataset, run = train_run(
-            point.experiment, point.experiment.data.name, output, run_directory=directory, resume=point
+            point.experiment,
+            point.experiment.data.name,
+            output,
+            run_directory=directory,
+            resume=point,
+            timeline=options.timeline is not None,
         )
-        return _finish(point.experiment, dataset, run, directory, output)
+        return _finish(point.experiment, dataset, run, directory, output, timeline=options.timeline)
+
+
+def _check_timeline(
+    options: argparse.Namespace, experiment: Experiment, directory: Path, inputs: Sequence[str] = ()
+) -> None:
+    """Refuses a timeline in a place where something else is or goes, or where nothing can be written."""
+    if options.timeline is None:
+        return
+    data = [getattr(experiment.data, "path", None), options.config]
+    refuse_overwriting([options.timeline], [*inputs, *(name for name in data if name is not None)])
+    own = [directory / name for name in ("config.json", "experiment.json", "record.json", "report.html")]
+    others = [
+        *own,
+        *(Path(name) for name in (options.capture_trace, options.json) if name not in (None, "-")),
+    ]
+    path = Path(options.timeline)
+    if path.resolve() in [other.resolve() for other in others]:
+        raise ConfigError(f"--timeline {path} is where something else is written; give it another name")
+    refuse_unwritable(path)
 
 
 def _refuse_options(options: argparse.Namespace) -> None:
@@ -127,19 +171,32 @@ def _saying_how_to_go_on(directory: Path, output: Output) -> Iterator[None]:
         raise
 
 
-def _finish(experiment: Experiment, dataset: "Dataset", run: "Run", directory: Path, output: Output) -> int:
-    from tiermem.cli.runs import run_record  # noqa: PLC0415 (loads torch and the extension)
+def _finish(
+    experiment: Experiment,
+    dataset: "Dataset",
+    run: "Run",
+    directory: Path,
+    output: Output,
+    *,
+    timeline: str | None,
+) -> int:
+    from tiermem.cli.runs import run_record, write_timeline  # noqa: PLC0415 (loads torch and the extension)
 
     record = run_record({"experiment": experiment}, [run], seed=experiment.seed)
     save_run(directory, record, render_html(record, title=f"tiermem train: {dataset.name}"))
-    for table in all_tables(record):
+    if timeline is not None:
+        write_timeline(Path(timeline), run)
+    for table in summary_tables(record):
         output.table(table)
     say_how_it_ran(output, record)
     output.result(f"results digest {record['results_digest']}")
     output.result(f"report: {directory / 'report.html'}")
+    if timeline is not None:
+        output.result(f"timeline: {timeline}, for ui.perfetto.dev or chrome://tracing")
     output.document(
         {
             "run_directory": str(directory),
+            **({} if timeline is None else {"timeline": timeline}),
             **{key: record[key] for key in ("results_digest", "results", "quality", "host")},
         }
     )

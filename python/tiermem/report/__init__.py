@@ -4,6 +4,20 @@ from tiermem.report.curves import loaded_latency_svg
 from tiermem.report.files import csv_text, save_plot
 from tiermem.report.html import render_html
 from tiermem.report.plots import figures
-from tiermem.report.tables import Table, all_tables
+from tiermem.report.table import Table
+from tiermem.report.tables import all_tables, summary_tables
+from tiermem.report.timeline import TimedStep, chrome_trace, chrome_trace_text
 
-__all__ = ["Table", "all_tables", "csv_text", "figures", "loaded_latency_svg", "render_html", "save_plot"]
+__all__ = [
+    "Table",
+    "TimedStep",
+    "all_tables",
+    "chrome_trace",
+    "chrome_trace_text",
+    "csv_text",
+    "figures",
+    "loaded_latency_svg",
+    "render_html",
+    "save_plot",
+    "summary_tables",
+]

@@ -1,21 +1,20 @@
 """Tables of a record, for the terminal and the page alike. docs/metrics.md defines the columns."""
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from tiermem.report.table import Table
+from tiermem.report.table_counters import table_counters
 from tiermem.units import format_bytes, format_duration
 
-__all__ = ["Table", "all_tables", "device_table", "quality_table", "step_table", "tier_table"]
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Table:
-    """A title, column heads, and rows of text; the first column is a name, the others are numbers."""
-
-    title: str
-    heads: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
+__all__ = [
+    "all_tables",
+    "device_table",
+    "quality_table",
+    "step_table",
+    "summary_tables",
+    "tier_table",
+]
 
 
 def quality_table(record: Mapping[str, Any]) -> Table | None:
@@ -129,6 +128,11 @@ def _tiers(record: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
 
 def all_tables(record: Mapping[str, Any]) -> list[Table]:
     """Every table that the record has data for."""
+    return [*summary_tables(record), *table_counters(record)]
+
+
+def summary_tables(record: Mapping[str, Any]) -> list[Table]:
+    """The tables that say how the runs went, without those that have a row for each table."""
     quality = quality_table(record)
     rest = [step_table(record), tier_table(record), device_table(record)]
     return rest if quality is None else [quality, *rest]

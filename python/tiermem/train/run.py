@@ -6,12 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from tiermem.stats import StoreStats
+from tiermem.report import TimedStep
+from tiermem.stats import StoreStats, TableStats
 
 __all__ = ["STAGES", "Run", "StepTimes", "percentiles"]
 
 STAGES = ("wait", "gather", "dense", "update", "write_back")
 """Parts of a step, in the order in which they happen."""
+_STAGE_NAMES = ("wait for prefetch", "gather", "dense forward/backward", "update", "write-back")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -57,11 +59,16 @@ class Run:
     hit_rates: list[tuple[int, list[float]]] = dataclasses.field(default_factory=list)
     """(step, hit rate of each tier since the previous entry)."""
     stats: StoreStats | None = None
+    table_stats: list[TableStats] = dataclasses.field(default_factory=list)
     latency_cdfs: dict[str, list[tuple[int, float]]] = dataclasses.field(default_factory=dict)
     weights_digest: str = ""
     """SHA-256 over all rows, their optimizer state, and all dense parameters."""
     resumed_from_step: int | None = None
     """The step of the snapshot from which it went on; counters of the store are of the steps after it."""
+    step_starts_ns: list[int] = dataclasses.field(default_factory=list)
+    """When each step began that this process made, on the store's clock; the last `steps` belong to them."""
+    timeline: dict[str, Any] | None = None
+    """`EmbeddingStore.timeline()`, if it was asked for; never part of the results."""
     wall_s: float = 0.0
     """Time that the run took on the host; never part of the results of a virtual-time run."""
 
@@ -96,8 +103,18 @@ class Run:
             "samples_per_s": self.samples * 1e9 / total_ns if total_ns else 0.0,
             "step_ns": percentiles([step.total for step in self.steps]),
             "stage_mean_ns": stages,
-            "store": store_results(self.stats),
+            "store": store_results(self.stats, self.table_stats),
         }
+
+    def timed_steps(self) -> list[TimedStep]:
+        """The steps that this process made, for a timeline."""
+        before = len(self.steps) - len(self.step_starts_ns)
+        return [
+            TimedStep(number, begin_ns, tuple(zip(_STAGE_NAMES, dataclasses.astuple(times), strict=True)))
+            for number, (begin_ns, times) in enumerate(
+                zip(self.step_starts_ns, self.steps[before:], strict=True), before + 1
+            )
+        ]
 
     def quality(self) -> dict[str, Any]:
         """Losses and scores; the same on one host and build."""
@@ -119,12 +136,30 @@ class Run:
         }
 
 
-def store_results(stats: StoreStats) -> dict[str, Any]:
-    """The store's statistics without what names this host: engines and their fallbacks."""
+def store_results(stats: StoreStats, tables: Sequence[TableStats]) -> dict[str, Any]:
+    """The store's statistics with all tables, without what names this host: engines and their fallbacks."""
     values = dataclasses.asdict(stats)
     for tier, source in zip(values["tiers"], stats.tiers, strict=True):
         tier["hit_rate"] = source.hit_rate
         tier["unconditional_hit_rate"] = source.hit_rows / stats.unique_rows if stats.unique_rows else 0.0
         for key in ("engine", "direct", "fallback_reason"):
             tier["device"].pop(key)
+    names = [tier.name for tier in stats.tiers]
+    values["tables"] = [table_results(table, names) for table in tables]
+    return values
+
+
+def table_results(table: TableStats, tiers: Sequence[str]) -> dict[str, Any]:
+    """The counters of one table, with the rates that follow from them and the names of the tiers."""
+    values = dataclasses.asdict(table)
+    values["deduplicated_rows"] = table.deduplicated_rows
+    values["tiers"] = [
+        {
+            "name": name,
+            **counts,
+            "conditional_hit_rate": table.conditional_hit_rate(position),
+            "unconditional_hit_rate": table.unconditional_hit_rate(position),
+        }
+        for position, (name, counts) in enumerate(zip(tiers, values["tiers"], strict=True))
+    ]
     return values

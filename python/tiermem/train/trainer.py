@@ -43,6 +43,7 @@ class Trainer:
         capture: gets the bags of each training step before it runs, one entry per table.
         run_directory: where snapshots go, if the experiment takes any.
         resume: the snapshot to go on from; it is of the same experiment.
+        timeline: remember when steps, transfers and dirty rows were; the run has them at its end.
 
     Raises:
         ConfigError: if the training split is empty, or snapshots have no place to go.
@@ -58,9 +59,11 @@ class Trainer:
         capture: Callable[[tuple[Bags, ...]], None] | None = None,
         run_directory: Path | None = None,
         resume: ResumePoint | None = None,
+        timeline: bool = False,
     ) -> None:
         self.capture = capture
         self.resume = resume
+        self.timeline = timeline
         self.experiment = experiment
         self.dataset = dataset
         self.progress = progress
@@ -85,6 +88,7 @@ class Trainer:
             prefetch_distance=self.train.prefetch_distance,
             announce_batches=self.train.announce_batches,
             placement=experiment.placement,
+            timeline=timeline,
             seed=experiment.seed,
         )
         self.store = self.bags.store
@@ -190,6 +194,8 @@ class Trainer:
         self.run.steps.append(
             StepTimes(times.wait_ns, times.gather_ns, dense_ns, times.update_ns, times.release_ns)
         )
+        if self.timeline:
+            self.run.step_starts_ns.append(self.step_began_ns)
 
     def _end_epoch(self) -> None:
         entry: dict[str, Any] = {"train_loss": self.epoch_loss / len(self.samples)}
@@ -241,6 +247,8 @@ class Trainer:
     def _finish(self) -> None:
         self.run.wall_s = time.perf_counter() - self.began_s
         self.run.stats = self.store.stats()
+        self.run.table_stats = self.store.table_stats()
+        self.run.timeline = self.store.timeline() if self.timeline else None
         for position, tier in enumerate(self.run.stats.tiers):
             if tier.device.reads and position > 0:
                 self.run.latency_cdfs[tier.name] = _thin(self.store.read_latency_cdf(position))

@@ -46,8 +46,8 @@ struct Batch {
     detached: bool,
     /// Batches that start when this one completes.
     followers: Vec<(u32, Vec<Request>)>,
-    /// Entries of the log that end with it, by device.
-    logged: Vec<(usize, usize)>,
+    /// Entries of the log that end with it: device, entry, accesses that are left.
+    logged: Vec<(usize, usize, usize)>,
 }
 
 /// The requests of one batch to one device, in one direction.
@@ -286,12 +286,7 @@ impl Schedule {
         let mut accesses = 0;
         for group in requests.chunk_by(|a, b| (a.device, a.operation) == (b.device, b.operation)) {
             let Request { device, operation, .. } = group[0];
-            if let Some(log) = &mut self.log {
-                let nbytes = group.iter().map(|request| request.nbytes).sum();
-                self.batches[batch as usize].logged.push((device, log.len()));
-                let requests = group.len() as u64;
-                log.push(TransferRecord { device, operation, begin_ps: now_ps, end_ps: 0, requests, nbytes });
-            }
+            let accesses_before = accesses;
             let split_bytes = self.split_bytes[device];
             match &mut self.stations[device] {
                 Station::Curve(queue) => {
@@ -310,6 +305,12 @@ impl Schedule {
                         accesses += submit_split(queue, now_ps, request, split_bytes, batch);
                     }
                 }
+            }
+            if let Some(log) = &mut self.log {
+                let nbytes = group.iter().map(|request| request.nbytes).sum();
+                self.batches[batch as usize].logged.push((device, log.len(), accesses - accesses_before));
+                let requests = group.len() as u64;
+                log.push(TransferRecord { device, operation, begin_ps: now_ps, end_ps: 0, requests, nbytes });
             }
         }
         self.batches[batch as usize].remaining = accesses;
@@ -345,9 +346,13 @@ impl Schedule {
                 },
             };
             let entry = &mut self.batches[batch as usize];
-            if let Some(log) = &mut self.log {
-                for &(_, at) in entry.logged.iter().filter(|&&(of, _)| of == device) {
-                    log[at].end_ps = log[at].end_ps.max(at_ps);
+            let is_of_device = |entry: &&mut (usize, usize, usize)| entry.0 == device && entry.2 > 0;
+            if let Some(log) = &mut self.log
+                && let Some((_, at, left)) = entry.logged.iter_mut().find(is_of_device)
+            {
+                *left -= 1;
+                if *left == 0 {
+                    log[*at].end_ps = at_ps;
                 }
             }
             entry.remaining -= 1;

@@ -8,7 +8,7 @@ use super::ticket::{Arrival, LookupPlan, QueuedLookup};
 use super::{State, Store};
 use crate::error::{Error, ErrorKind, Result};
 use crate::rng;
-use crate::tier::{Met, PlanBuilder, RowPool, row_key};
+use crate::tier::{Kept, Met, PlanBuilder, RowPool, row_key};
 
 /// Keys of the rows of a pool that are not resident.
 fn pooled_keys<'a>(
@@ -169,8 +169,7 @@ impl State {
         }
         let arrival = plan.filter(|plan| !plan.is_empty()).map(|plan| {
             let submitted_ns = store.clock.now_ns();
-            let (mut job, places) = plan.build(Some(submitted_ns));
-            job.kept = sources.iter().map(|&(frame, offset, nbytes)| (places[frame] + offset, nbytes)).collect();
+            let job = plan.build(Some(submitted_ns), &sources);
             let requests = job.reads.len() as u64;
             let (job, reads) = store.submit(job, true, None);
             Arrival { job, reads, fills, requests, submitted_ns }
@@ -185,6 +184,6 @@ impl State {
 struct Admission {
     pins: Vec<(usize, u32)>,
     fills: Vec<(usize, u32)>,
-    /// Frame, offset and length of each row that arrives.
-    sources: Vec<(usize, usize, usize)>,
+    /// Where each row arrives.
+    sources: Vec<Kept>,
 }

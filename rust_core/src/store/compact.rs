@@ -6,7 +6,7 @@
 use super::{HomeLayout, State, Store};
 use crate::device::BatchHandle;
 use crate::error::Result;
-use crate::tier::{BlockKey, JobHandle, PlanBuilder, split_row_key};
+use crate::tier::{BlockKey, JobHandle, Kept, PlanBuilder, split_row_key};
 
 /// Compaction of one log.
 #[derive(Default)]
@@ -67,11 +67,10 @@ impl State {
             return false;
         }
         let part = lower.logs[log].first_part;
-        let mut plan = PlanBuilder::new(lower);
-        let frames: Vec<usize> = blocks.iter().map(|&block| plan.peek_block(block, part)).collect();
-        let (mut job, places) = plan.build(Some(store.clock.now_ns()));
         let nbytes = lower.logs[log].log.block_bytes() as usize;
-        job.kept = frames.iter().map(|&frame| (places[frame], nbytes)).collect();
+        let mut plan = PlanBuilder::new(lower);
+        let kept: Vec<Kept> = blocks.iter().map(|&block| (plan.peek_block(block, part), 0, nbytes)).collect();
+        let job = plan.build(Some(store.clock.now_ns()), &kept);
         let (job, reads) = store.submit(job, true, None);
         self.compactions[log].running = Some(Running { blocks, job, reads });
         true
@@ -97,7 +96,7 @@ impl State {
             plan.relocate(part, row, image);
         }
         plan.end_compaction(log);
-        let (job, _) = plan.build(Some(store.clock.now_ns()));
+        let job = plan.build(Some(store.clock.now_ns()), &[]);
         let (job, _) = store.submit(job, false, reads);
         self.write_backs.push_back(job);
         Ok(true)

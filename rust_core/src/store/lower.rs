@@ -75,6 +75,7 @@ pub(super) fn lay_out(
     let logs = place_homes(config, placed, &mut parts, &mut ends, staging_rows)?;
     let tiers = LowerTiers {
         granule_bytes: lower.iter().map(|tier| tier.device.granule_bytes).collect(),
+        moves_bytes: vec![false; caches.len()],
         counts: vec![PartCounts::default(); parts.len() * caches.len()],
         rows_written_back: vec![0; parts.len()],
         read_modify_writes: vec![0; parts.len()],

@@ -58,15 +58,17 @@ impl Store {
         let mut memory = MemoryReport { limit_bytes: config.memory_limit_bytes, ..MemoryReport::default() };
         let pools = open_pools(&config, &parts, &classes, &class_of, &mut memory)?;
         let staging_rows = pools.iter().map(|pool| pool.size().staging_rows).sum();
-        let (lower, needed) = super::lower::lay_out(&config, &parts, &classes, &class_of, staging_rows)?;
+        let (mut lower, needed) = super::lower::lay_out(&config, &parts, &classes, &class_of, staging_rows)?;
         memory.metadata_bytes += lower.as_ref().map_or(0, |lower| lower.metadata_bytes() as u64);
         let (parts, tables) = place_parts(&config, &parts, &class_of);
         memory.metadata_bytes += parts.iter().map(Part::metadata_bytes).sum::<u64>();
         memory.check()?;
-        let worker = lower.as_ref().map(|lower| {
+        let worker = lower.as_mut().map(|lower| {
             let mut backends = Vec::new();
             for (position, (tier, &nbytes)) in config.tiers[1..].iter().zip(&needed).enumerate() {
                 let backend = open_tier(tier, nbytes).map_err(|error| error.with_context("tier", &tier.name))?;
+                // Faults belong to whole blocks.
+                lower.moves_bytes[position] = backend.alignment_bytes() == 1 && tier.faults.is_off();
                 backends.push((tier.name.clone(), wrap(position, tier.faults.over(position as u64 + 1, backend))));
             }
             let units = StoreUnits::new(&config, &parts, lower);

@@ -5,7 +5,7 @@ use super::ticket::TicketId;
 use super::{State, Store};
 use crate::error::{Error, ErrorKind, Result};
 use crate::sync::MutexGuard;
-use crate::tier::{PlanBuilder, row_key};
+use crate::tier::{Kept, PlanBuilder, row_key};
 
 /// Rows in one job of a copy in or out.
 pub(super) const COPY_ROWS_MAX: usize = super::write_back::PLAN_ROWS_MAX;
@@ -117,9 +117,9 @@ impl State {
             }
         }
         let Some(plan) = plan.filter(|plan| !plan.is_empty()) else { return Ok(()) };
-        let (mut job, places) = plan.build(None);
         let nbytes = pools[shape.pool].row_bytes();
-        job.kept = arriving.iter().map(|(_, found)| (places[found.frame] + found.offset, nbytes)).collect();
+        let kept: Vec<Kept> = arriving.iter().map(|(_, found)| (found.frame, found.offset, nbytes)).collect();
+        let job = plan.build(None, &kept);
         let done = store.submit(job, true, None).0.take_or_abandon()?;
         let images = done.kept.as_f32().chunks_exact(dim + state_floats);
         for ((position, _), image) in arriving.iter().zip(images) {
@@ -165,7 +165,7 @@ impl State {
             }
         }
         let Some(plan) = plan.filter(|plan| !plan.is_empty()) else { return Ok(()) };
-        let (job, _) = plan.build(None);
+        let job = plan.build(None, &[]);
         store.submit(job, false, None).0.wait()
     }
 }

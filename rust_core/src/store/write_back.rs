@@ -65,7 +65,7 @@ impl State {
             }
             let plan = descent.plan;
             if !plan.is_empty() {
-                let (job, _) = plan.build(Some(store.clock.now_ns()));
+                let job = plan.build(Some(store.clock.now_ns()), &[]);
                 self.write_backs.push_back(store.submit(job, false, None).0);
             }
         }
@@ -91,7 +91,7 @@ impl State {
                     descent.lower(key, weights, state, true);
                     pools[number].mark_clean(place);
                 }
-                let (job, _) = descent.plan.build(Some(store.clock.now_ns()));
+                let job = descent.plan.build(Some(store.clock.now_ns()), &[]);
                 self.write_backs.push_back(store.submit(job, false, None).0);
                 // One plan's memory at a time.
                 self.settle_write_backs(1)?;

@@ -1,9 +1,9 @@
 //! From a plan to the job that the I/O thread runs.
 
-use super::layout::{BlockKey, TableLayout, split_row_key};
+use super::layout::{BLOCK_HEADER_BYTES, BlockKey, TableLayout, split_row_key};
 use super::log::RowLog;
 use super::lower::LowerTiers;
-use super::plan::{Frame, ImageSource, PlanBuilder, Source, Unit};
+use super::plan::{Frame, ImageSource, Piece, PlanBuilder, Source, Unit};
 use super::worker::{Copy, Job, PlacedUnit, Transfer};
 use crate::backend::{Extent, f32_as_bytes};
 use crate::units::round_up;
@@ -20,29 +20,23 @@ pub(super) fn granules(offset: u64, nbytes: usize, granule_bytes: u64) -> u64 {
     (end - first) * granule_bytes
 }
 
+/// A range of a frame that the outcome of the job keeps: frame, first byte in it, length.
+pub type Kept = (usize, usize, usize);
+
 impl PlanBuilder<'_> {
-    /// Lays the frames out in memory and gives the job, with the place of each frame.
-    pub fn build(mut self, submitted_ns: Option<u64>) -> (Job, Vec<usize>) {
+    /// Lays the frames out in memory and gives the job, which keeps these ranges.
+    pub fn build(mut self, submitted_ns: Option<u64>, kept: &[Kept]) -> Job {
         self.end_logs();
-        let Self { tiers, frames, patches, images, is_counted, .. } = self;
-        // Blocks come first, so that each begins where the device wants it.
-        let mut order: Vec<u32> = (0..frames.len() as u32).collect();
-        order.sort_unstable_by_key(|&frame| {
-            let Frame { source, has_header, .. } = frames[frame as usize];
-            match source {
-                Source::Tier { tier, offset } => (!has_header, tier, offset, frame),
-                Source::Fresh | Source::Empty => (!has_header, usize::MAX, 0, frame),
-            }
-        });
-        let mut places = vec![0; frames.len()];
+        let order = self.order();
+        let mut places = vec![0; self.frames.len()];
         let mut total = 0;
         for &frame in &order {
             places[frame as usize] = total;
-            total += round_up(frames[frame as usize].nbytes as u64, ROW_ALIGNMENT_BYTES) as usize;
+            total += round_up(self.frames[frame as usize].nbytes as u64, ROW_ALIGNMENT_BYTES) as usize;
         }
         let (mut reads, mut writes, mut units, mut fresh) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for &position in &order {
-            let (frame, buffer_offset) = (&frames[position as usize], places[position as usize]);
+            let (frame, buffer_offset) = (&self.frames[position as usize], places[position as usize]);
             let is_read = matches!(frame.source, Source::Tier { .. });
             match (frame.source, frame.unit) {
                 (Source::Tier { tier, offset }, _) => {
@@ -57,34 +51,121 @@ impl PlanBuilder<'_> {
                 let extent =
                     Extent { offset: piece.offset, buffer_offset: buffer_offset + piece.from, nbytes: piece.nbytes };
                 writes.push(Transfer { tier: piece.tier, extent });
-                if !is_counted {
-                    continue;
+                if self.is_counted {
+                    let media_bytes = granules(piece.offset, piece.nbytes, self.tiers.granule_bytes[piece.tier]);
+                    let part = part_of(self.tiers, frame.unit);
+                    let counts = self.tiers.counts_of(part, piece.tier);
+                    counts.writes += 1;
+                    counts.written_bytes += piece.nbytes as u64;
+                    counts.media_bytes += media_bytes;
                 }
-                let media_bytes = granules(piece.offset, piece.nbytes, tiers.granule_bytes[piece.tier]);
-                let counts = tiers.counts_of(part_of(tiers, frame.unit), piece.tier);
-                counts.writes += 1;
-                counts.written_bytes += piece.nbytes as u64;
-                counts.media_bytes += media_bytes;
             }
         }
-        reads.sort_unstable_by_key(|transfer| (transfer.tier, transfer.extent.offset));
-        writes.sort_unstable_by_key(|transfer| (transfer.tier, transfer.extent.offset));
-        let copies = patches
-            .into_iter()
-            .map(|patch| {
-                let to = places[patch.frame] + patch.offset;
-                match patch.from {
-                    ImageSource::Image(from) => Copy { from_images: true, from, to, nbytes: patch.nbytes },
-                    ImageSource::Frame(frame, offset) => {
-                        Copy { from_images: false, from: places[frame] + offset, to, nbytes: patch.nbytes }
-                    }
+        sort(&mut reads);
+        sort(&mut writes);
+        let moves = self.sparse_moves(kept, &places, &mut units, &order);
+        let copies = self.patches.iter().map(|patch| {
+            let to = places[patch.frame] + patch.offset;
+            match patch.from {
+                ImageSource::Image(from) => Copy { from_images: true, from, to, nbytes: patch.nbytes },
+                ImageSource::Frame(frame, offset) => {
+                    Copy { from_images: false, from: places[frame] + offset, to, nbytes: patch.nbytes }
                 }
-            })
-            .collect();
+            }
+        });
+        let copies = copies.collect();
+        let kept = kept.iter().map(|&(frame, offset, nbytes)| (places[frame] + offset, nbytes)).collect();
         let (reads, writes) = (merge(&reads), merge(&writes));
-        let job = Job { nbytes: total, reads, fresh, units, copies, images, writes, kept: Vec::new(), submitted_ns };
-        (job, places)
+        Job { nbytes: total, reads, fresh, units, copies, images: self.images, writes, moves, kept, submitted_ns }
     }
+
+    /// The frames in the order of their memory: blocks first, so that each begins where the device wants it.
+    fn order(&self) -> Vec<u32> {
+        let mut order: Vec<u32> = (0..self.frames.len() as u32).collect();
+        order.sort_unstable_by_key(|&frame| {
+            let Frame { source, has_header, .. } = self.frames[frame as usize];
+            match source {
+                Source::Tier { tier, offset } => (!has_header, tier, offset, frame),
+                Source::Fresh | Source::Empty => (!has_header, usize::MAX, 0, frame),
+            }
+        });
+        order
+    }
+
+    /// Where a backend moves single bytes, a block that stays in its place, or is only looked at, moves no more than the
+    /// bytes that are needed. What the device is charged for stays the same.
+    fn sparse_moves(
+        &self,
+        kept: &[Kept],
+        places: &[usize],
+        units: &mut [PlacedUnit],
+        order: &[u32],
+    ) -> Option<(Vec<Transfer>, Vec<Transfer>)> {
+        let stays = |frame: &Frame| match frame.source {
+            Source::Tier { tier, offset } => {
+                let is_own_place = |piece: &Piece| (piece.tier, piece.offset) == (tier, offset);
+                let is_sparse = self.tiers.moves_bytes[tier] && frame.has_header;
+                (is_sparse && frame.destinations.iter().all(is_own_place)).then_some((tier, offset))
+            }
+            Source::Fresh | Source::Empty => None,
+        };
+        let mut sparse: Vec<Option<(usize, u64)>> = self.frames.iter().map(stays).collect();
+        for patch in &self.patches {
+            if let ImageSource::Frame(frame, _) = patch.from {
+                sparse[frame] = None;
+            }
+        }
+        if sparse.iter().all(Option::is_none) {
+            return None;
+        }
+        let transfer = |frame: usize, (tier, offset): (usize, u64), within: usize, nbytes: usize| {
+            let extent = Extent { offset: offset + within as u64, buffer_offset: places[frame] + within, nbytes };
+            Transfer { tier, extent }
+        };
+        let (mut reads, mut writes) = (Vec::new(), Vec::new());
+        let mut is_read = vec![false; self.frames.len()];
+        for &(frame, within, nbytes) in kept {
+            if let Some(place) = sparse[frame] {
+                reads.push(transfer(frame, place, within, nbytes));
+                if !std::mem::replace(&mut is_read[frame], true) && within >= BLOCK_HEADER_BYTES {
+                    reads.push(transfer(frame, place, 0, BLOCK_HEADER_BYTES));
+                }
+            }
+        }
+        for patch in &self.patches {
+            if let Some(place) = sparse[patch.frame] {
+                writes.push(transfer(patch.frame, place, patch.offset, patch.nbytes));
+            }
+        }
+        for (unit, &frame) in units.iter_mut().zip(order) {
+            let number = frame as usize;
+            if sparse[number].is_some() {
+                unit.is_checked &= is_read[number];
+                continue;
+            }
+            let frame = &self.frames[number];
+            if let Source::Tier { tier, offset } = frame.source {
+                reads.push(transfer(number, (tier, offset), 0, frame.nbytes));
+            }
+            for piece in &frame.destinations {
+                writes.push(Transfer {
+                    tier: piece.tier,
+                    extent: Extent {
+                        offset: piece.offset,
+                        buffer_offset: places[number] + piece.from,
+                        nbytes: piece.nbytes,
+                    },
+                });
+            }
+        }
+        sort(&mut reads);
+        sort(&mut writes);
+        Some((reads, writes))
+    }
+}
+
+fn sort(transfers: &mut [Transfer]) {
+    transfers.sort_unstable_by_key(|transfer| (transfer.tier, transfer.extent.offset));
 }
 
 fn part_of(tiers: &LowerTiers, unit: Unit) -> usize {

@@ -3,7 +3,7 @@
 use super::layout::{BlockKey, row_key, split_row_key};
 use super::log::RowLog;
 use super::lower::{Home, TierCache};
-use super::plan::{Frame, FramePatch, ImageSource, Piece, PlanBuilder, Source, Unit};
+use super::plan::{FramePatch, ImageSource, Piece, PlanBuilder, Source, Unit};
 use super::unit_cache::Evicted;
 
 impl PlanBuilder<'_> {
@@ -91,8 +91,7 @@ impl PlanBuilder<'_> {
         }
         let nbytes = self.tiers.parts[part].shape.row_bytes();
         let unit = Unit::Row(row_key(part, row));
-        self.frames.push(Frame { unit, nbytes, source: Source::Empty, has_header: false, destinations: Vec::new() });
-        let frame = self.frames.len() - 1;
+        let frame = self.push(unit, nbytes, Source::Empty, false);
         self.patch(part, frame, 0, image);
         (frame, 0)
     }

@@ -138,6 +138,8 @@ pub struct LowerTiers {
     pub caches: Vec<TierCache>,
     /// Least bytes that the medium of each tier moves.
     pub granule_bytes: Vec<u64>,
+    /// Tiers whose backend moves single bytes as easily as blocks.
+    pub moves_bytes: Vec<bool>,
     /// Homes and routes.
     pub parts: Vec<PartTiers>,
     /// Log-structured homes.

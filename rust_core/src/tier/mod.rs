@@ -12,7 +12,7 @@ mod unit_cache;
 mod worker;
 
 pub use crate::bits::BitSet;
-pub use build::FreshBlocks;
+pub use build::{FreshBlocks, Kept};
 pub use layout::{BLOCK_HEADER_BYTES, BlockKey, TableLayout, TableShape, row_key, split_row_key};
 pub use log::{LogShape, NOWHERE, RowLog};
 pub use lower::{Home, LogHome, LowerTiers, PartCounts, PartTiers, TierCache};

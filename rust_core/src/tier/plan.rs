@@ -98,6 +98,8 @@ pub struct PlanBuilder<'a> {
     writers: Map<(usize, u64), usize>,
     pub(super) patches: Vec<FramePatch>,
     pub(super) images: Vec<u8>,
+    /// Bytes of all frames.
+    frame_bytes: usize,
     /// Whether what it does is counted.
     pub(super) is_counted: bool,
 }
@@ -118,6 +120,7 @@ impl<'a> PlanBuilder<'a> {
             writers: Map::default(),
             patches: Vec::new(),
             images: Vec::new(),
+            frame_bytes: 0,
         }
     }
 
@@ -128,7 +131,7 @@ impl<'a> PlanBuilder<'a> {
 
     /// Bytes that the job will need.
     pub fn nbytes(&self) -> usize {
-        self.frames.iter().map(|frame| frame.nbytes).sum::<usize>() + self.images.len()
+        self.frame_bytes + self.images.len()
     }
 
     /// Needs a row; `None` if it does not exist yet. It is filled into every tier above the one where it was found that
@@ -268,9 +271,7 @@ impl<'a> PlanBuilder<'a> {
         let nbytes = self.tiers.parts[part].shape.row_bytes();
         self.count_read(part, tier, offset, nbytes);
         let source = Source::Tier { tier, offset };
-        let destinations = Vec::new();
-        self.frames.push(Frame { unit: Unit::Row(key), nbytes, source, has_header: false, destinations });
-        (self.frames.len() - 1, 0)
+        (self.push(Unit::Row(key), nbytes, source, false), 0)
     }
 
     pub(super) fn new_block(&mut self, key: BlockKey, source: Source, part: usize) -> usize {
@@ -278,14 +279,14 @@ impl<'a> PlanBuilder<'a> {
         if let Source::Tier { tier, offset } = source {
             self.count_read(part, tier, offset, place.nbytes);
         }
-        self.frames.push(Frame {
-            unit: Unit::Block(key),
-            nbytes: place.nbytes,
-            source,
-            has_header: place.has_header,
-            destinations: Vec::new(),
-        });
-        self.blocks.insert(key, self.frames.len() - 1);
+        let frame = self.push(Unit::Block(key), place.nbytes, source, place.has_header);
+        self.blocks.insert(key, frame);
+        frame
+    }
+
+    pub(super) fn push(&mut self, unit: Unit, nbytes: usize, source: Source, has_header: bool) -> usize {
+        self.frames.push(Frame { unit, nbytes, source, has_header, destinations: Vec::new() });
+        self.frame_bytes += nbytes;
         self.frames.len() - 1
     }
 

@@ -79,6 +79,8 @@ pub struct Job {
     pub images: Vec<u8>,
     /// Sorted by tier and offset.
     pub writes: Vec<Transfer>,
+    /// Reads and writes that move the bytes, where these are fewer than those that the devices are charged for.
+    pub moves: Option<(Vec<Transfer>, Vec<Transfer>)>,
     /// Ranges of memory that the outcome keeps, as (first byte, length).
     pub kept: Vec<(usize, usize)>,
     /// When it was submitted; `None` for maintenance, which is not timed.
@@ -423,10 +425,13 @@ impl Shared {
         if let Some((job, mut memory)) = late.take() {
             self.transfer(&job, &mut memory, Operation::Write)?;
         }
-        let Job { writes, units, .. } = &running.job;
+        let Job { writes, units, moves, .. } = &running.job;
         let mut memory = AlignedBuffer::zeroed(running.buffer.len());
         memory.copy_from_slice(&running.buffer);
-        *late = Some((Job { writes: writes.clone(), units: units.clone(), ..Job::default() }, memory));
+        *late = Some((
+            Job { writes: writes.clone(), units: units.clone(), moves: moves.clone(), ..Job::default() },
+            memory,
+        ));
         Ok(())
     }
 
@@ -439,7 +444,8 @@ impl Shared {
 
     /// One batch per tier; transfers are sorted by tier.
     fn transfer(&self, job: &Job, memory: &mut AlignedBuffer, operation: Operation) -> Result<()> {
-        let transfers = if operation == Operation::Read { &job.reads } else { &job.writes };
+        let (reads, writes) = job.moves.as_ref().map_or((&job.reads, &job.writes), |(reads, writes)| (reads, writes));
+        let transfers = if operation == Operation::Read { reads } else { writes };
         for group in transfers.chunk_by(|a, b| a.tier == b.tier) {
             let backend = &self.backends[group[0].tier];
             let buffer = std::mem::replace(memory, AlignedBuffer::zeroed(0));
