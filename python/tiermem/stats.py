@@ -218,6 +218,8 @@ class MemoryStats:
     cached_bytes: int
     staging_bytes: int
     metadata_bytes: int
+    paged_index_bytes: int
+    """Locations of rows in logs that the kernel may page out; not part of the budget."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

@@ -47,7 +47,7 @@ fn is_noticed(fault: Option<Fault>, layout: HomeLayout, has_block_cache: bool) -
     outcome.map_or(true, |bits| bits != scalar_twin(&DIMS, &batches(), OPTIMIZER))
 }
 
-const LOG: HomeLayout = HomeLayout::Log { segment_bytes: 4096, spare: 0.2, compaction_share: 0.5 };
+const LOG: HomeLayout = HomeLayout::Log { segment_bytes: 4096, spare: 0.2, compaction_share: 0.5, paged_index: false };
 
 #[test]
 fn without_a_fault_nothing_differs() {

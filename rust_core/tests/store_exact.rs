@@ -73,7 +73,8 @@ impl Shape {
         }
         if self.home == 2 {
             let home = tiers.len() - 1;
-            tiers[home].layout = HomeLayout::Log { segment_bytes: 8192, spare: 0.25, compaction_share: 0.5 };
+            tiers[home].layout =
+                HomeLayout::Log { segment_bytes: 8192, spare: 0.25, compaction_share: 0.5, paged_index: false };
         }
         tiers
     }
@@ -194,7 +195,7 @@ fn a_log_that_is_written_over_and_over_is_compacted_and_keeps_its_rows() {
     let optimizer = OptimizerConfig::RowwiseAdagrad { eps: 1e-8 };
     let mut tiers = vec![tier("dram", "dram-ddr4-2933", Some(Budget::Bytes(4 * 68))), tier("nand", "nand-p3700", None)];
     assert_eq!(tiers[1].device.kind, DeviceKind::Block);
-    tiers[1].layout = HomeLayout::Log { segment_bytes: 8192, spare: 0.2, compaction_share: 0.5 };
+    tiers[1].layout = HomeLayout::Log { segment_bytes: 8192, spare: 0.2, compaction_share: 0.5, paged_index: false };
     let store = Store::open(config(&dims, tiers, optimizer, 1 << 16)).unwrap();
     // A part of each batch is written again and again, the rest seldom: segments become sparse, not empty.
     let batches: Vec<Batch> = (0..400u64)

@@ -98,7 +98,7 @@ fn a_failure_at_any_operation_of_any_tier_fails_one_call_and_loses_nothing() {
         let batches = batches();
         scalar_twin(&DIMS, &batches, OptimizerConfig::RowwiseAdagrad { eps: 1e-8 })
     };
-    let log = HomeLayout::Log { segment_bytes: 8192, spare: 0.25, compaction_share: 0.5 };
+    let log = HomeLayout::Log { segment_bytes: 8192, spare: 0.25, compaction_share: 0.5, paged_index: false };
     for layout in [HomeLayout::InPlace, log] {
         for broken in 0..3 {
             let mut reached = 0;

@@ -39,7 +39,7 @@ fn four_tiers() -> Store {
         tier("optane", "optane-p4800x", Some(Budget::Bytes(2 * 4096))),
         tier("nand", "nand-p3700", None),
     ];
-    tiers[3].layout = HomeLayout::Log { segment_bytes: 8192, spare: 0.25, compaction_share: 0.5 };
+    tiers[3].layout = HomeLayout::Log { segment_bytes: 8192, spare: 0.25, compaction_share: 0.5, paged_index: false };
     open(tiers)
 }
 

@@ -20,7 +20,7 @@ ClockMode = Literal["virtual", "wall"]
 Policy = Literal["lru", "lfu", "clock", "s3fifo", "sieve", "lookahead", "auto", "random"]
 Layout = Literal["in_place", "log"]
 STAGING_BYTES_DEFAULT = 64 * 2**20
-SEGMENT_BYTES_DEFAULT = 128 * 2**10
+SEGMENT_BYTES_DEFAULT = 2**20
 
 
 def _budget(value: object) -> int | float:
@@ -65,6 +65,9 @@ class LogConfig(Config):
     """Room beyond that of the rows, as a share of it. Less room means more compaction."""
     compaction_share: float = Field(default=0.5, ge=0.0, le=1.0)
     """Of all rows written, the share that compaction in the background may cause."""
+    paged_index: bool = False
+    """Whether the locations of the rows (4 bytes each) are in a file beside the tier's own, so that the kernel may
+    page them out; they do not count in the memory budget then. Needs a file engine."""
 
 
 class TierConfig(Config):
@@ -76,10 +79,10 @@ class TierConfig(Config):
     """The device that it imitates: a shipped name, a path, or a `DeviceSpec`."""
     cache: Budget | None = None
     """Budget of cached rows; the slowest tier has none, and a tier without one is only a home."""
-    policy: Policy = "lru"
+    policy: Policy = "s3fifo"
     """Who leaves the cache: `lru`, `lfu`, `clock`, `s3fifo`, `sieve`, `lookahead`, `auto` or `random`."""
     layout: Layout | None = None
-    """How rows lie that are at home here, on a block device: `in_place`, or `log`; `None`: see docs."""
+    """How rows lie that are at home here: `in_place` or `log`; `None`: a log on NAND, else in place."""
     log: LogConfig = LogConfig()
     """The log, if the layout is one."""
     backend: BackendConfig = BackendConfig()
@@ -97,8 +100,13 @@ class TierConfig(Config):
         return self.device.replace(**{key: value for key, value in changes.items() if value is not None})
 
     def effective_layout(self) -> Layout:
-        """How rows lie that are at home here, if nobody said: in place."""
-        return self.layout or "in_place"
+        """How rows lie that are at home here; if nobody said, in a log where the medium has to be erased (NAND).
+
+        `docs/performance.md` has the figures: bytes written per trained sample for both layouts.
+        """
+        background = self.device.background
+        has_erases = background is not None and background.erase_bytes > 0
+        return self.layout or ("log" if has_erases else "in_place")
 
     def core(self) -> dict[str, Any]:
         """The form that the extension reads."""

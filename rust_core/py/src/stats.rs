@@ -120,6 +120,7 @@ pub(crate) fn store(stats: &StoreStats) -> Value {
             "cached_bytes": memory.cached_bytes,
             "staging_bytes": memory.staging_bytes,
             "metadata_bytes": memory.metadata_bytes,
+            "paged_index_bytes": memory.paged_index_bytes,
         },
         "lateness": lateness(&stats.lateness),
         "open_tickets": stats.open_tickets,

@@ -4,11 +4,13 @@
 
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::ops::{Deref, DerefMut, Range};
+use std::path::Path;
 use std::ptr::NonNull;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use memmap2::{Advice, MmapOptions, MmapRaw};
 
+use super::{DataFile, DirectIo};
 use crate::error::{Error, ErrorKind, Result};
 
 /// Memory of at least this size is mapped: it costs nothing until touched, and may have huge pages.
@@ -102,6 +104,20 @@ impl AlignedBuffer {
         // SAFETY: the layout has a size above zero.
         let start = unsafe { alloc_zeroed(layout) };
         NonNull::new(start).map(|start| Self { start, nbytes, owner: Owner::Heap }).ok_or_else(|| refused(nbytes))
+    }
+
+    /// `nbytes` zero bytes of a file without a name in `directory`: memory that the kernel may page out there.
+    ///
+    /// # Errors
+    ///
+    /// As for a file backend.
+    pub fn try_in_file(directory: &Path, nbytes: usize) -> Result<Self> {
+        if nbytes == 0 {
+            return Self::try_zeroed(0);
+        }
+        let mapping = DataFile::scratch(directory, nbytes as u64, DirectIo::Off)?.map()?;
+        let start = NonNull::new(mapping.as_mut_ptr()).ok_or_else(|| refused(nbytes))?;
+        Ok(Self { start, nbytes, owner: Owner::Mapping(mapping) })
     }
 
     fn layout(nbytes: usize) -> Layout {

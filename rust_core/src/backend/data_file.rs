@@ -9,6 +9,8 @@ use rustix::fs::{AtFlags, FallocateFlags, StatxFlags};
 use rustix::io::Errno;
 
 use super::{AlignedBuffer, BackendInfo, Operation};
+use memmap2::{MmapOptions, MmapRaw};
+
 use crate::error::{Error, ErrorKind, Result};
 
 /// Assumed where the kernel does not say: it divides the logical block of every filesystem that we know.
@@ -65,6 +67,14 @@ impl DataFile {
             .set_len(len_bytes)
             .map_err(|error| opened.failed("sizing", error).with_context("nbytes", len_bytes))?;
         Ok(Self { len_bytes, ..opened })
+    }
+
+    /// Maps the file into memory, shared: the kernel may write its pages out and take them back.
+    pub(super) fn map(&self) -> Result<MmapRaw> {
+        MmapOptions::new()
+            .len(self.len_bytes as usize)
+            .map_raw(&self.file)
+            .map_err(|error| self.failed("mapping", error))
     }
 
     /// An existing file, as long as it is now.

@@ -8,6 +8,8 @@
 use crate::rng;
 
 const EMPTY: u32 = u32::MAX;
+/// Keys that are looked up together.
+pub const GROUP: usize = 32;
 
 /// An index over slots `0..capacity`, whose keys live in a slice that the caller passes in.
 #[derive(Debug)]
@@ -59,6 +61,27 @@ impl KeyIndex {
                 return Some(slot);
             }
             bucket = self.next(bucket);
+        }
+    }
+
+    /// The slots of several keys. The reads of all of them are under way at once, where one `get` after the other would
+    /// wait for two reads each.
+    #[inline]
+    pub fn get_group(&self, keys: &[u64], wanted: &[u64; GROUP], found: &mut [u32; GROUP]) {
+        let mut words = [0u32; GROUP];
+        for (word, &key) in words.iter_mut().zip(wanted) {
+            *word = self.buckets[self.home(rng::mix(key))];
+        }
+        for ((word, &key), found) in words.iter().zip(wanted).zip(found.iter_mut()) {
+            let slot = word & self.slot_mask;
+            // An empty bucket has all bits of the mask, which is no slot.
+            let is_it = keys.get(slot as usize) == Some(&key);
+            *found = if is_it && *word != EMPTY { slot } else { EMPTY };
+        }
+        for (found, &key) in found.iter_mut().zip(wanted) {
+            if *found == EMPTY {
+                *found = self.get(keys, key).unwrap_or(EMPTY);
+            }
         }
     }
 
@@ -125,6 +148,12 @@ mod tests {
                     index.remove(&keys, slot);
                     free.push(slot);
                 }
+            }
+            let wanted: [u64; GROUP] = std::array::from_fn(|n| n as u64);
+            let mut found = [0; GROUP];
+            index.get_group(&keys, &wanted, &mut found);
+            for (key, slot) in wanted.iter().zip(found) {
+                prop_assert_eq!(model.get(key).copied(), (slot != EMPTY).then_some(slot));
             }
             for (key, slot) in model {
                 prop_assert_eq!(index.get(&keys, key), Some(slot));

@@ -10,7 +10,7 @@ mod row_cache;
 mod slots;
 
 pub use belady::{NEVER, replay_min};
-pub use index::KeyIndex;
+pub use index::{GROUP, KeyIndex};
 pub use policy::{
     AnyPolicy, Auto, Clock, Lfu, Lookahead, Lru, Policy, PolicyKind, Random, S3Fifo, Sieve, WINDOW_BATCHES_MAX,
 };

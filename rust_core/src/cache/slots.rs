@@ -7,12 +7,13 @@
 use std::collections::HashMap;
 use std::hash::BuildHasherDefault;
 
-use super::index::KeyIndex;
+use super::index::{GROUP, KeyIndex};
 use super::policy::{AnyPolicy, Policy, PolicyKind};
 use crate::error::Result;
 use crate::rng::MixHasher;
 
-const NONE: u32 = u32::MAX;
+/// No slot, and what a look for an absent key gives.
+pub(crate) const NONE: u32 = u32::MAX;
 
 /// Keys in slots.
 #[derive(Debug)]
@@ -72,6 +73,12 @@ impl Slots {
     #[inline]
     pub fn get(&self, key: u64) -> Option<u32> {
         self.index.get(&self.keys, key)
+    }
+
+    /// The slots of several keys; where there is none, `u32::MAX`.
+    #[inline]
+    pub fn get_group(&self, wanted: &[u64; GROUP], found: &mut [u32; GROUP]) {
+        self.index.get_group(&self.keys, wanted, found);
     }
 
     /// The key in a slot that is in use.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::parts::{Part, Place, Table};
 use super::ticket::{Arrival, LookupPlan, QueuedLookup};
 use super::{State, Store};
+use crate::cache::GROUP;
 use crate::error::{Error, ErrorKind, Result};
 use crate::rng;
 use crate::tier::{Kept, Met, PlanBuilder, RowPool, row_key};
@@ -116,7 +117,9 @@ impl State {
             let shape = &store.tables[table];
             let counts = &mut counters[table];
             counts.asked_rows += rows.len() as u64;
-            let places = rows.iter().map(|&row| {
+            let mut hints = Hints::default();
+            let places = rows.iter().enumerate().map(|(position, &row)| {
+                let hint = hints.of(position, &rows, shape, parts, &pools[shape.pool]);
                 let (number, row) = shape.part_of(parts, row);
                 let part = &mut parts[number];
                 if let Place::Resident { first, present } = &mut part.place {
@@ -134,7 +137,7 @@ impl State {
                 }
                 let pool = &mut pools[shape.pool];
                 let key = row_key(number, row);
-                let (place, met) = pool.admit(key).expect("the ticket was admitted because its rows fit");
+                let (place, met) = pool.admit(key, hint).expect("the ticket was admitted because its rows fit");
                 if met == Met::Before {
                     return place;
                 }
@@ -178,6 +181,35 @@ impl State {
         ticket.lookups = lookups;
         ticket.pins = pins;
         ticket.arrival = arrival;
+    }
+}
+
+/// Where rows are, looked up in groups ahead of their admission.
+struct Hints {
+    keys: [u64; GROUP],
+    found: [u32; GROUP],
+}
+
+impl Default for Hints {
+    fn default() -> Self {
+        Self { keys: [0; GROUP], found: [u32::MAX; GROUP] }
+    }
+}
+
+impl Hints {
+    #[inline]
+    fn of(&mut self, position: usize, rows: &[u64], table: &Table, parts: &[Part], pool: &RowPool) -> u32 {
+        if !table.is_pooled {
+            return u32::MAX;
+        }
+        if position.is_multiple_of(GROUP) {
+            for (key, &row) in self.keys.iter_mut().zip(&rows[position..]) {
+                let (part, row) = table.part_of(parts, row);
+                *key = row_key(part, row);
+            }
+            pool.look_up(&self.keys, &mut self.found);
+        }
+        self.found[position % GROUP]
     }
 }
 

@@ -32,11 +32,14 @@ pub enum HomeLayout {
         spare: f64,
         /// Compaction in the background may cause at most this share of all rows written.
         compaction_share: f64,
+        /// Whether the locations of the rows are in a file beside that of the tier, so that the kernel may page them out.
+        #[serde(default)]
+        paged_index: bool,
     },
 }
 
-fn lru() -> PolicyKind {
-    PolicyKind::Lru
+fn s3fifo() -> PolicyKind {
+    PolicyKind::S3Fifo
 }
 
 fn in_place() -> HomeLayout {
@@ -56,7 +59,7 @@ pub struct TierConfig {
     /// Its cache; `None` if it is a home only.
     pub cache: Option<Budget>,
     /// Who leaves its cache.
-    #[serde(default = "lru")]
+    #[serde(default = "s3fifo")]
     pub policy: PolicyKind,
     /// How rows lie here that are at home here; only for block devices.
     #[serde(default = "in_place")]

@@ -37,7 +37,8 @@ fn open(failures: u64, is_log: bool) -> Store {
     let rows = |count: u64| Some(Budget::Bytes(count * DIM as u64 * 4));
     let mut tiers = vec![tier("dram-ddr4-2933", rows(2)), tier("pmem-100", rows(3)), tier("nand-p3700", None)];
     if is_log {
-        tiers[2].layout = HomeLayout::Log { segment_bytes: 4096, spare: 0.25, compaction_share: 0.5 };
+        tiers[2].layout =
+            HomeLayout::Log { segment_bytes: 4096, spare: 0.25, compaction_share: 0.5, paged_index: false };
     }
     let config = StoreConfig {
         tables: vec![TableConfig { name: "t".into(), rows: ROWS, dim: DIM, init: INIT }],

@@ -10,7 +10,7 @@ use crate::bits::BitSet;
 use crate::device::DeviceKind;
 use crate::error::{Error, ErrorKind, Result};
 use crate::tier::{
-    Home, LogHome, LogShape, LowerTiers, NOWHERE, PartCounts, PartTiers, RowLog, TableLayout, TableShape, TierCache,
+    Home, Locations, LogHome, LogShape, LowerTiers, PartCounts, PartTiers, RowLog, TableLayout, TableShape, TierCache,
     UnitCache,
 };
 
@@ -152,7 +152,9 @@ fn place_homes(
     let row_tiers = config.tiers.iter().filter(|tier| tier.device.kind == DeviceKind::Byte).count();
     let mut logs = Vec::new();
     for ((home, _, cached_by), members) in routes {
-        let HomeLayout::Log { segment_bytes, spare, .. } = config.tiers[home + 1].layout else { continue };
+        let tier = &config.tiers[home + 1];
+        let HomeLayout::Log { segment_bytes, spare, paged_index, .. } = tier.layout else { continue };
+        let directory = tier.backend.directory.as_deref().filter(|_| paged_index);
         let shape = LogShape {
             rows: members.iter().map(|&part| parts[part].shape.rows).sum(),
             row_bytes: parts[members[0]].shape.row_bytes(),
@@ -164,8 +166,8 @@ fn place_homes(
         let log = RowLog::new(&shape, ends[home], parts.len() + logs.len(), cached_by)?;
         ends[home] = log.end_offset();
         for &part in &members {
-            let locations = vec![NOWHERE; parts[part].shape.rows as usize];
-            parts[part].place = Home::Log { log: logs.len(), locations };
+            let locations = Locations::new(parts[part].shape.rows, directory)?;
+            parts[part].place = Home::Log { log: logs.len(), locations, is_paged: directory.is_some() };
         }
         logs.push(LogHome { tier: home, first_part: members[0], log });
     }

@@ -60,6 +60,7 @@ impl Store {
         let staging_rows = pools.iter().map(|pool| pool.size().staging_rows).sum();
         let (mut lower, needed) = super::lower::lay_out(&config, &parts, &classes, &class_of, staging_rows)?;
         memory.metadata_bytes += lower.as_ref().map_or(0, |lower| lower.metadata_bytes() as u64);
+        memory.paged_index_bytes = lower.as_ref().map_or(0, |lower| lower.paged_bytes() as u64);
         let (parts, tables) = place_parts(&config, &parts, &class_of);
         memory.metadata_bytes += parts.iter().map(Part::metadata_bytes).sum::<u64>();
         memory.check()?;
@@ -151,13 +152,15 @@ fn check(config: &StoreConfig) -> Result<()> {
             return Err(place(Error::new(ErrorKind::Config, "a budget as a share of all rows lies between 0 and 1"))
                 .with_context("budget", share));
         }
-        if let HomeLayout::Log { segment_bytes, spare, compaction_share } = tier.layout {
+        if let HomeLayout::Log { segment_bytes, spare, compaction_share, paged_index } = tier.layout {
             let why = if tier.device.kind == DeviceKind::Byte {
                 "a log needs a block device; a byte-addressable tier writes rows where they are"
             } else if segment_bytes == 0 || !(SPARE_MIN..=SPARE_MAX).contains(&spare) {
                 "a log needs segments of at least one byte and spare room between 0.2 and 8 of its rows"
             } else if !(0.0..=1.0).contains(&compaction_share) {
                 "a log's compaction_share lies between 0 and 1"
+            } else if paged_index && tier.backend.directory.is_none() {
+                "a paged index needs a directory; use a file engine, or leave the index in memory"
             } else {
                 continue;
             };
@@ -259,7 +262,9 @@ fn place_parts(config: &StoreConfig, placed: &[PartConfig], class_of: &[usize]) 
     let mut first_part = 0;
     let tables = config.tables.iter().enumerate().map(|(number, table)| {
         let count = parts[first_part..].iter().take_while(|part| part.table == number).count();
-        let table = Table { config: table.clone(), pool: class_of[number], first_part, parts: count };
+        let mine = &parts[first_part..first_part + count];
+        let is_pooled = mine.iter().any(|part| matches!(part.place, Place::Pooled { .. }));
+        let table = Table { config: table.clone(), pool: class_of[number], is_pooled, first_part, parts: count };
         first_part += count;
         table
     });

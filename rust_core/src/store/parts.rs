@@ -47,6 +47,8 @@ pub(super) struct Table {
     pub(super) config: TableConfig,
     /// The pool that has its rows in memory.
     pub(super) pool: usize,
+    /// Whether any of its rows live below memory.
+    pub(super) is_pooled: bool,
     /// Its first part, and their number.
     pub(super) first_part: usize,
     pub(super) parts: usize,

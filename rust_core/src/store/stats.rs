@@ -17,6 +17,8 @@ pub struct MemoryReport {
     pub staging_bytes: u64,
     /// Keys, policies, indices, locations, dirty and presence bits.
     pub metadata_bytes: u64,
+    /// Locations of rows in logs that the kernel may page out; not part of the sum.
+    pub paged_index_bytes: u64,
     /// The limit that the sum keeps.
     pub limit_bytes: Option<u64>,
 }

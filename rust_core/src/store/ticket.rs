@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::parts::Place;
 use super::{State, Store, WRITE_BACK_JOBS_MAX};
 use crate::device::{BatchHandle, Operation, Request};
 use crate::error::{Error, ErrorKind, Result};
@@ -276,8 +275,7 @@ impl Store {
     pub fn chunk_rows(&self, table: usize) -> Result<usize> {
         let table = self.table(table)?;
         let state = self.lock()?;
-        let mut parts = state.parts[table.first_part..table.first_part + table.parts].iter();
-        if parts.all(|part| matches!(part.place, Place::Resident { .. })) {
+        if !table.is_pooled {
             return Ok(usize::MAX >> 1);
         }
         Ok(state.pools[table.pool].size().staging_rows)

@@ -5,18 +5,61 @@
 //! them still live there; nothing in memory leads from a block back to its rows.
 
 use std::collections::VecDeque;
+use std::path::Path;
 
 use super::layout::{BLOCK_HEADER_BYTES, BlockKey, block_size};
+use crate::backend::AlignedBuffer;
 use crate::error::{Error, ErrorKind, Result};
 
-/// The location of a row that does not exist.
-pub const NOWHERE: u32 = u32::MAX;
+/// No location is as large as this.
+const LOCATIONS_MAX: u64 = u32::MAX as u64 - 1;
 /// Segments that one compaction reads at most.
 const COMPACTED_SEGMENTS_MAX: usize = 8;
 /// Room below which compaction runs in the background, as a share of all segments (in percent), beyond the reserve.
 const LOW_WATER_PERCENT: usize = 10;
 /// In `live`: the segment is free.
 const FREE: u32 = u32::MAX;
+
+/// Where the rows of a part are in their log: four bytes a row, zero for a row that does not exist, so that a table costs
+/// nothing before its rows do.
+#[derive(Debug)]
+pub struct Locations {
+    memory: AlignedBuffer,
+}
+
+impl Locations {
+    /// No row exists. With a directory the kernel may page the memory out to a file there.
+    pub fn new(rows: u64, directory: Option<&Path>) -> Result<Self> {
+        let nbytes = rows as usize * size_of::<u32>();
+        let memory = match directory {
+            Some(directory) => AlignedBuffer::try_in_file(directory, nbytes)?,
+            None => AlignedBuffer::try_zeroed(nbytes)?,
+        };
+        Ok(Self { memory })
+    }
+
+    /// The location of a row that exists.
+    #[inline]
+    pub fn get(&self, row: u64) -> Option<u32> {
+        let at = row as usize * size_of::<u32>();
+        let stored = u32::from_le_bytes(self.memory[at..at + size_of::<u32>()].try_into().ok()?);
+        stored.checked_sub(1)
+    }
+
+    /// Gives a row a location; gives the one before.
+    #[inline]
+    pub fn replace(&mut self, row: u64, location: u32) -> Option<u32> {
+        let before = self.get(row);
+        let at = row as usize * size_of::<u32>();
+        self.memory[at..at + size_of::<u32>()].copy_from_slice(&(location + 1).to_le_bytes());
+        before
+    }
+
+    /// Bytes of memory.
+    pub fn nbytes(&self) -> usize {
+        self.memory.len()
+    }
+}
 
 /// A home that is appended to.
 #[derive(Debug)]
@@ -82,7 +125,7 @@ impl RowLog {
         // Room for what one plan appends, twice (it and the compaction that follows it), and for compaction itself.
         let working = 2 * plan_rows_max.div_ceil(rows_per_segment) + COMPACTED_SEGMENTS_MAX as u64 + 2;
         let segments = (libm::ceil(full / rows_per_segment as f64) as u64).saturating_add(working);
-        if segments.saturating_mul(rows_per_segment) >= u64::from(NOWHERE) {
+        if segments.saturating_mul(rows_per_segment) >= LOCATIONS_MAX {
             return Err(Error::new(
                 ErrorKind::Capacity,
                 "a log holds fewer than 2^32 rows; use layout = \"in_place\", or more tables",

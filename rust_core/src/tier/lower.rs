@@ -5,7 +5,7 @@
 //! copy equals what a look below it would find.
 
 use super::layout::{BlockKey, TableLayout, TableShape, split_row_key};
-use super::log::{NOWHERE, RowLog};
+use super::log::{Locations, RowLog};
 use super::unit_cache::UnitCache;
 use crate::bits::BitSet;
 
@@ -63,8 +63,10 @@ pub enum Home {
     Log {
         /// Position in `LowerTiers::logs`.
         log: usize,
-        /// Location of each row, or `NOWHERE`.
-        locations: Vec<u32>,
+        /// Location of each row.
+        locations: Locations,
+        /// Whether the kernel may page them out.
+        is_paged: bool,
     },
 }
 
@@ -177,7 +179,7 @@ impl LowerTiers {
     pub(super) fn is_at_home(&self, part: usize, row: u64) -> bool {
         match &self.parts[part].place {
             Home::InPlace { layout, present } => present.contains(layout.place(row).0),
-            Home::Log { locations, .. } => locations[row as usize] != NOWHERE,
+            Home::Log { locations, .. } => locations.get(row).is_some(),
         }
     }
 
@@ -188,7 +190,7 @@ impl LowerTiers {
                 let (block, offset) = layout.place(row);
                 (BlockKey::new(part, block), offset)
             }
-            Home::Log { log, locations } => self.logs[*log].log.place(locations[row as usize]),
+            Home::Log { log, locations, .. } => self.logs[*log].log.place(locations.get(row).expect("the row exists")),
         }
     }
 
@@ -233,30 +235,42 @@ impl LowerTiers {
         let caches: usize = self.caches.iter().map(TierCache::metadata_bytes).sum();
         let places = self.parts.iter().map(|part| match &part.place {
             Home::InPlace { present, .. } => present.metadata_bytes(),
-            Home::Log { locations, .. } => locations.len() * size_of::<u32>(),
+            Home::Log { is_paged: true, .. } => 0,
+            Home::Log { locations, .. } => locations.nbytes(),
         });
         caches + places.sum::<usize>() + self.logs.iter().map(|home| home.log.metadata_bytes()).sum::<usize>()
+    }
+
+    /// Bytes of locations that the kernel may page out.
+    pub fn paged_bytes(&self) -> usize {
+        let paged = |part: &PartTiers| match &part.place {
+            Home::Log { is_paged: true, locations, .. } => locations.nbytes(),
+            _ => 0,
+        };
+        self.parts.iter().map(paged).sum()
     }
 
     /// Gives a row of a log a new location and forgets the one before. `None` if the log is full.
     pub(super) fn append(&mut self, key: u64) -> Option<(BlockKey, usize, bool, usize)> {
         let (part, row) = split_row_key(key);
-        let Home::Log { log, locations } = &mut self.parts[part].place else { return None };
+        let Home::Log { log, locations, .. } = &mut self.parts[part].place else { return None };
         let log = &mut self.logs[*log].log;
         let (location, is_new, within) = log.append()?;
-        let before = std::mem::replace(&mut locations[row as usize], location);
-        if before != NOWHERE {
+        if let Some(before) = locations.replace(row, location) {
             log.forget(before);
         }
         let (block, offset) = log.place(location);
         Some((block, offset, is_new, within))
     }
 
-    /// Whether a row lives at a location of its log.
+    /// Whether a row lives at a location of its log. The key may be anything that a device gave back.
     pub fn lives_at(&self, key: u64, location: u32) -> bool {
         let (part, row) = split_row_key(key);
+        if self.parts.get(part).is_none_or(|part| row >= part.shape.rows) {
+            return false;
+        }
         match self.parts.get(part).map(|part| &part.place) {
-            Some(Home::Log { locations, .. }) => locations.get(row as usize) == Some(&location),
+            Some(Home::Log { locations, .. }) => locations.get(row) == Some(location),
             _ => false,
         }
     }

@@ -2,7 +2,7 @@
 
 use crate::backend::AlignedBuffer;
 use crate::bits::BitSet;
-use crate::cache::{METADATA_BYTES_PER_ROW_MAX, PolicyKind, Slots};
+use crate::cache::{GROUP, METADATA_BYTES_PER_ROW_MAX, PolicyKind, Slots};
 use crate::error::Result;
 use crate::planted::{Fault, is_planted};
 
@@ -119,11 +119,19 @@ impl RowPool {
         self.slots.is_pinned(self.slot(place))
     }
 
-    /// A row of the ticket that is being admitted: it is asked for and pinned, once a ticket. Gives its place, whether
-    /// it is new here, and whether this ticket meets it for the first time. `None` if there is no room.
+    /// Looks several keys up; `admit` takes what it finds as a hint.
     #[inline]
-    pub fn admit(&mut self, key: u64) -> Option<(u32, Met)> {
-        let (slot, met) = if let Some(slot) = self.slots.get(key) {
+    pub fn look_up(&self, keys: &[u64; GROUP], hints: &mut [u32; GROUP]) {
+        self.slots.get_group(keys, hints);
+    }
+
+    /// A row of the ticket that is being admitted: it is asked for and pinned, once a ticket. Gives its place, and how
+    /// this ticket met it. `None` if there is no room. The hint is from this admission: what was found then is still there,
+    /// what was not may have come since.
+    #[inline]
+    pub fn admit(&mut self, key: u64, hint: u32) -> Option<(u32, Met)> {
+        let known = if hint == u32::MAX { self.slots.get(key) } else { Some(hint) };
+        let (slot, met) = if let Some(slot) = known {
             if is_planted(Fault::LostPin) && self.slots.is_pinned(slot) {
                 return Some((self.place(slot), Met::Before));
             }
