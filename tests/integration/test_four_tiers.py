@@ -99,7 +99,10 @@ def test_every_table_lives_where_the_placement_says(whole: tuple[str, Path]) -> 
         assert table["initialised_rows"] > 0
         assert table["rows_written_back"] > 0
         for tier in table["tiers"][1:]:
-            assert (tier["reads"] > 0, tier["writes"] > 0) == (tier["probed_rows"] > 0,) * 2, tier["name"]
+            assert (tier["reads"] > 0) == (tier["probed_rows"] > 0), tier["name"]
+    # A block of a log has rows of several tables and counts for one of them.
+    for position in (1, 2, 3):
+        assert sum(table["tiers"][position]["writes"] for table in tables.values()) > 0
     # A table whose rows are in one tier at a time puts into CXL memory what falls out of DRAM, and no more.
     exclusive, inclusive = tables["table_1"]["tiers"][1], tables["table_3"]["tiers"][1]
     assert exclusive["writes"] < inclusive["writes"]

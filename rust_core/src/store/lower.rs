@@ -11,7 +11,7 @@ use crate::device::DeviceKind;
 use crate::error::{Error, ErrorKind, Result};
 use crate::tier::{
     Home, Locations, LogHome, LogShape, LowerTiers, PartCounts, PartTiers, RowLog, TableLayout, TableShape, TierCache,
-    UnitCache,
+    UnitCache, log_block_size,
 };
 
 /// Who may share a log: home, width class, the tiers above that cache it.
@@ -67,7 +67,7 @@ pub(super) fn lay_out(
             }
             TierCache::Rows(of_classes)
         } else {
-            TierCache::Blocks(Box::new(block_cache(config, &parts, position, seed)?))
+            TierCache::Blocks(Box::new(block_cache(config, placed, &parts, position, seed)?))
         };
         ends[position] = cache.device_bytes();
         caches.push(cache);
@@ -97,17 +97,30 @@ fn check_slots(slots: u64, tier: &str) -> Result<()> {
     Ok(())
 }
 
-fn block_cache(config: &StoreConfig, parts: &[PartTiers], position: usize, seed: u64) -> Result<UnitCache> {
+fn block_cache(
+    config: &StoreConfig,
+    placed: &[PartConfig],
+    parts: &[PartTiers],
+    position: usize,
+    seed: u64,
+) -> Result<UnitCache> {
     let tier = &config.tiers[position + 1];
-    let blocks = |part: &PartTiers| match &part.place {
-        Home::InPlace { layout, .. } => (layout.blocks, layout.block_bytes),
-        Home::Log { .. } => (0, 0),
+    // Number and bytes of the home blocks; no log is laid out yet.
+    let blocks = |(part, of): (&PartTiers, &PartConfig)| {
+        if matches!(config.tiers[of.home].layout, HomeLayout::Log { .. }) {
+            let (rows_per_block, block_bytes) = log_block_size(part.shape.row_bytes());
+            return (part.shape.rows.div_ceil(rows_per_block), block_bytes);
+        }
+        match &part.place {
+            Home::InPlace { layout, .. } => (layout.blocks, layout.block_bytes),
+            Home::Log { .. } => (0, 0),
+        }
     };
-    let cached = || parts.iter().filter(|part| part.cached_by[position]).map(blocks);
+    let cached = || parts.iter().zip(placed).filter(|(part, _)| part.cached_by[position]).map(blocks);
     let slot_bytes = cached().map(|(_, nbytes)| nbytes).max().unwrap_or(1);
     // Logs have more blocks than their rows fill.
     let most: u64 = cached().map(|(blocks, _)| blocks.saturating_mul(2).saturating_add(64)).sum();
-    let all: u64 = parts.iter().map(blocks).map(|(blocks, nbytes)| blocks * nbytes).sum();
+    let all: u64 = parts.iter().zip(placed).map(blocks).map(|(blocks, nbytes)| blocks * nbytes).sum();
     let nbytes = match tier.cache {
         Some(Budget::Bytes(nbytes)) => nbytes,
         Some(Budget::Fraction(share)) => (libm::ceil(all as f64 * share) as u64).max(slot_bytes),

@@ -46,7 +46,18 @@ impl StoreUnits {
         }
     }
 
-    fn name(&self, unit: Unit) -> String {
+    /// The rows that a block of a log names.
+    fn rows_of_log(&self, blocks: &FreshBlocks, bytes: &[u8]) -> Option<String> {
+        let rows = blocks.rows_of_log(bytes);
+        let (part, _) = split_row_key(*rows.first()?);
+        let (table, first_row, _) = self.parts.get(part)?;
+        let names: Vec<String> =
+            rows.iter().take(NAMED_MAX).map(|&key| (first_row + split_row_key(key).1).to_string()).collect();
+        let more = if rows.len() > NAMED_MAX { format!(" and {} more", rows.len() - NAMED_MAX) } else { String::new() };
+        Some(format!("{} rows {}{more}", self.tables[*table].0, names.join(", ")))
+    }
+
+    fn name(&self, unit: Unit, bytes: Option<&[u8]>) -> String {
         match unit {
             Unit::Row(key) => {
                 let (part, row) = split_row_key(key);
@@ -56,7 +67,9 @@ impl StoreUnits {
             Unit::Block(key) => {
                 let (number, block) = key.parts();
                 if let Some(log) = number.checked_sub(self.parts.len()) {
-                    return format!("block {block} of the log of {}", self.logs[log].0);
+                    let (table, blocks) = &self.logs[log];
+                    let rows = bytes.and_then(|bytes| self.rows_of_log(blocks, bytes));
+                    return rows.unwrap_or_else(|| format!("{table} rows in block {block} of its log"));
                 }
                 let (table, first_row, blocks) = &self.parts[number];
                 let FreshBlocks::InPlace { layout, rows, .. } = blocks else { return String::new() };
@@ -69,8 +82,9 @@ impl StoreUnits {
 }
 
 impl Units for StoreUnits {
-    fn describe(&self, units: &[Unit]) -> String {
-        let mut names: Vec<String> = units.iter().take(NAMED_MAX).map(|&unit| self.name(unit)).collect();
+    fn describe(&self, units: &[(Unit, Option<&[u8]>)]) -> String {
+        let mut names: Vec<String> =
+            units.iter().take(NAMED_MAX).map(|&(unit, bytes)| self.name(unit, bytes)).collect();
         if units.len() > NAMED_MAX {
             names.push(format!("and {} more", units.len() - NAMED_MAX));
         }

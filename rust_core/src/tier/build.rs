@@ -1,8 +1,7 @@
 //! From a plan to the job that the I/O thread runs.
 
-use super::layout::{BLOCK_HEADER_BYTES, BlockKey, TableLayout, split_row_key};
+use super::layout::{BLOCK_HEADER_BYTES, BlockKey, TableLayout};
 use super::log::RowLog;
-use super::lower::LowerTiers;
 use super::plan::{Frame, ImageSource, Piece, PlanBuilder, Source, Unit};
 use super::worker::{Copy, Job, PlacedUnit, Transfer};
 use crate::backend::{Extent, f32_as_bytes};
@@ -53,8 +52,7 @@ impl PlanBuilder<'_> {
                 writes.push(Transfer { tier: piece.tier, extent });
                 if self.is_counted {
                     let media_bytes = granules(piece.offset, piece.nbytes, self.tiers.granule_bytes[piece.tier]);
-                    let part = part_of(self.tiers, frame.unit);
-                    let counts = self.tiers.counts_of(part, piece.tier);
+                    let counts = self.tiers.counts_of(frame.part, piece.tier);
                     counts.writes += 1;
                     counts.written_bytes += piece.nbytes as u64;
                     counts.media_bytes += media_bytes;
@@ -168,13 +166,6 @@ fn sort(transfers: &mut [Transfer]) {
     transfers.sort_unstable_by_key(|transfer| (transfer.tier, transfer.extent.offset));
 }
 
-fn part_of(tiers: &LowerTiers, unit: Unit) -> usize {
-    match unit {
-        Unit::Row(key) => split_row_key(key).0,
-        Unit::Block(key) => tiers.part_of(key),
-    }
-}
-
 /// How the blocks of a table or of a log come into being.
 #[derive(Debug, Clone, Copy)]
 pub enum FreshBlocks {
@@ -197,6 +188,14 @@ pub enum FreshBlocks {
 }
 
 impl FreshBlocks {
+    /// Keys of the rows that a block of a log names.
+    pub fn rows_of_log(&self, block: &[u8]) -> Vec<u64> {
+        let Self::Log { rows_per_block, .. } = self else { return Vec::new() };
+        let keys = &block[RowLog::key_offset(0)..RowLog::key_offset(*rows_per_block)];
+        let (keys, _) = keys.as_chunks();
+        keys.iter().map(|&key| u64::from_le_bytes(key)).take_while(|&key| key != u64::MAX).collect()
+    }
+
     /// Writes a block; `initialise` fills the weights of a row, the state is zero.
     pub fn write(&self, key: BlockKey, block: &mut [u8], mut initialise: impl FnMut(u64, &mut [f32])) {
         match *self {

@@ -91,7 +91,7 @@ impl PlanBuilder<'_> {
         }
         let nbytes = self.tiers.parts[part].shape.row_bytes();
         let unit = Unit::Row(row_key(part, row));
-        let frame = self.push(unit, nbytes, Source::Empty, false);
+        let frame = self.push(unit, part, nbytes, Source::Empty, false);
         self.patch(part, frame, 0, image);
         (frame, 0)
     }

@@ -93,6 +93,11 @@ pub struct RowLog {
     cached_by: Vec<bool>,
 }
 
+/// Rows in a block of a log, and its bytes.
+pub fn log_block_size(row_bytes: usize) -> (u64, u64) {
+    block_size(row_bytes, BLOCK_HEADER_BYTES, size_of::<u64>())
+}
+
 /// What a log is for.
 #[derive(Debug, Clone)]
 pub struct LogShape {
@@ -117,7 +122,7 @@ impl RowLog {
     ///
     /// `Capacity` if its rows have no 32-bit locations.
     pub fn new(shape: &LogShape, first_offset: u64, number: usize, cached_by: Vec<bool>) -> Result<Self> {
-        let (rows_per_block, block_bytes) = block_size(shape.row_bytes, BLOCK_HEADER_BYTES, size_of::<u64>());
+        let (rows_per_block, block_bytes) = log_block_size(shape.row_bytes);
         let segment_blocks = (shape.segment_bytes / block_bytes).max(1);
         let rows_per_segment = rows_per_block * segment_blocks;
         let full = shape.rows as f64 * (1.0 + shape.spare);

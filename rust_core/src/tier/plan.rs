@@ -54,6 +54,8 @@ pub(super) struct Piece {
 #[derive(Debug)]
 pub(super) struct Frame {
     pub(super) unit: Unit,
+    /// The part whose row was asked for first; what is written is counted for it.
+    pub(super) part: usize,
     pub(super) nbytes: usize,
     pub(super) source: Source,
     pub(super) has_header: bool,
@@ -271,7 +273,7 @@ impl<'a> PlanBuilder<'a> {
         let nbytes = self.tiers.parts[part].shape.row_bytes();
         self.count_read(part, tier, offset, nbytes);
         let source = Source::Tier { tier, offset };
-        (self.push(Unit::Row(key), nbytes, source, false), 0)
+        (self.push(Unit::Row(key), part, nbytes, source, false), 0)
     }
 
     pub(super) fn new_block(&mut self, key: BlockKey, source: Source, part: usize) -> usize {
@@ -279,13 +281,13 @@ impl<'a> PlanBuilder<'a> {
         if let Source::Tier { tier, offset } = source {
             self.count_read(part, tier, offset, place.nbytes);
         }
-        let frame = self.push(Unit::Block(key), place.nbytes, source, place.has_header);
+        let frame = self.push(Unit::Block(key), part, place.nbytes, source, place.has_header);
         self.blocks.insert(key, frame);
         frame
     }
 
-    pub(super) fn push(&mut self, unit: Unit, nbytes: usize, source: Source, has_header: bool) -> usize {
-        self.frames.push(Frame { unit, nbytes, source, has_header, destinations: Vec::new() });
+    pub(super) fn push(&mut self, unit: Unit, part: usize, nbytes: usize, source: Source, has_header: bool) -> usize {
+        self.frames.push(Frame { unit, part, nbytes, source, has_header, destinations: Vec::new() });
         self.frame_bytes += nbytes;
         self.frames.len() - 1
     }

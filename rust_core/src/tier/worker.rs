@@ -127,8 +127,8 @@ struct Queue {
 
 /// What the thread has to know about units.
 pub trait Units: Send + Sync {
-    /// Names them, for errors.
-    fn describe(&self, units: &[Unit]) -> String;
+    /// Names their rows, for errors; of some the bytes are known.
+    fn describe(&self, units: &[(Unit, Option<&[u8]>)]) -> String;
 
     /// Writes a block that comes into being.
     fn initialise(&self, key: BlockKey, block: &mut [u8]);
@@ -389,7 +389,7 @@ impl Shared {
             for placed in &job.units {
                 if let (true, Unit::Block(key)) = (placed.is_checked, placed.unit) {
                     key.check_header(&buffer[placed.buffer_offset..])
-                        .map_err(|error| error.with_context("rows", self.units.describe(&[placed.unit])))?;
+                        .map_err(|error| error.with_context("rows", self.units.describe(&[(placed.unit, None)])))?;
                 }
             }
             running.ready_ns = self.clock.now_ns();
@@ -455,20 +455,27 @@ impl Shared {
                 Operation::Write => backend.write(batch),
             };
             *memory = batch.buffer;
-            result.map_err(|error| self.explain(error, group, &job.units, operation))?;
+            result.map_err(|error| self.explain(error, group, &job.units, memory, operation))?;
         }
         Ok(())
     }
 
     /// Adds to a failed transfer which tier it was and which rows were on their way.
-    fn explain(&self, error: Error, group: &[Transfer], units: &[PlacedUnit], operation: Operation) -> Error {
+    fn explain(
+        &self,
+        error: Error,
+        group: &[Transfer],
+        units: &[PlacedUnit],
+        memory: &[u8],
+        operation: Operation,
+    ) -> Error {
         // A backend that knows the request names its offset.
         let at = error.context("offset").and_then(|offset| offset.parse::<u64>().ok());
         let within = |transfer: &&Transfer| {
             let Extent { offset, nbytes, .. } = transfer.extent;
             at.is_none_or(|at| (offset..offset + nbytes as u64).contains(&at))
         };
-        let concerned: Vec<Unit> = group
+        let concerned: Vec<(Unit, Option<&[u8]>)> = group
             .iter()
             .filter(within)
             .flat_map(|transfer| {
@@ -476,7 +483,10 @@ impl Shared {
                 let first = units.partition_point(|unit| unit.buffer_offset <= buffer_offset).saturating_sub(1);
                 units[first..].iter().take_while(move |unit| unit.buffer_offset < buffer_offset + nbytes)
             })
-            .map(|placed| placed.unit)
+            .map(|placed| {
+                let is_known = operation == Operation::Write;
+                (placed.unit, is_known.then(|| &memory[placed.buffer_offset..]))
+            })
             .collect();
         let what = if operation == Operation::Read { "reading" } else { "writing" };
         error
