@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from tiering_cold import cold
 from tiering_hits import all_hit
+from tiering_layouts import layouts
 from tiering_memory import memory
 from tiering_report import Section
 from tiering_scaled import scaled_out
@@ -31,6 +32,7 @@ SECTIONS: dict[str, Callable[[bool, Path], list[Section]]] = {
         scaled_out("scaled-out (a)", "scaled-out.toml", small=small),
         scaled_out("scaled-out (b)", "scaled-out-wall.toml", small=small),
     ],
+    "layouts": lambda small, folder: [layouts(small=small)],  # noqa: ARG005
     "all-hit": lambda small, folder: [all_hit(small=small)],  # noqa: ARG005
     "cold": lambda small, folder: [cold(folder, small=small)],
     "warm": lambda small, folder: [warm(folder, small=small)],

@@ -131,6 +131,9 @@ class Store:
     def announce(self, lookups: list[tuple[int, _Bytes, _Bytes]]) -> None:
         """Tells the policies which rows a later prefetch will ask for."""
 
+    def withdraw_announced(self) -> None:
+        """What was announced and not yet prefetched will not come."""
+
     def step(self, lr: float) -> None:
         """Applies all kept gradients: one update a row."""
 

@@ -178,7 +178,7 @@ class TableStats:
     asked_rows: int
     """Ids looked up."""
     unique_rows: int
-    """Distinct rows per batch, summed."""
+    """Distinct rows per batch, summed; of resident rows, every id, since nothing is deduplicated there."""
     in_flight_hits: int
     """Of these, rows that another batch had in flight; they count as hits of the fastest tier."""
     initialised_rows: int

@@ -177,6 +177,34 @@ fn tickets_released_while_a_tier_fails_are_given_back_when_it_works_again() {
 }
 
 #[test]
+fn a_release_that_failed_gives_its_room_back_to_whoever_waits_once_the_tier_works() {
+    for flushes_between in [false, true] {
+        let wrap = |_: usize, _: Box<dyn Backend>| -> Box<dyn Backend> {
+            Box::new(FailingBackend::for_a_while(1, 1, libc::EIO, RamBackend::new(1 << 24).unwrap()))
+        };
+        let tiers = vec![tier("dram", "dram-ddr4-2933", Some(Budget::Bytes(68))), tier("nand", "nand-p3700", None)];
+        let config = config(&DIMS, tiers, OptimizerConfig::RowwiseAdagrad { eps: 1e-8 }, 10 * 68);
+        let store = Store::open_wrapped(config, &wrap).unwrap();
+        store.write_rows(0, 0, &vec![7.0; 16 * 300], None).unwrap();
+        let prefetch = |start: i64| {
+            let ids: Vec<i64> = (start..start + 10).collect();
+            store.prefetch(&[Lookup { table: 0, ids: &ids, offsets: &[0] }]).unwrap()
+        };
+        let (first, second) = (prefetch(0), prefetch(100));
+        assert_eq!(store.release(first).unwrap_err().kind(), ErrorKind::Io);
+        let refused = store.gather(first, 0, SUM, &mut [0.0; 16]).unwrap_err();
+        assert!(refused.to_string().contains("was released"), "{refused}");
+        if flushes_between {
+            store.flush().unwrap();
+        }
+        // Only this thread is there, and it holds nothing.
+        store.wait(second, &|| false).unwrap();
+        store.release(second).unwrap();
+        assert_eq!(store.stats().unwrap().open_tickets, 0);
+    }
+}
+
+#[test]
 fn a_full_device_fails_the_step_that_waits_for_it_and_keeps_what_was_trained() {
     let wrap = |_: usize, _: Box<dyn Backend>| -> Box<dyn Backend> {
         Box::new(FailingBackend::for_a_while(0, 1, libc::ENOSPC, RamBackend::new(1 << 24).unwrap()))

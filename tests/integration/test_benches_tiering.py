@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-SECTIONS = {"scaled-out (a)", "scaled-out (b)", "all-hit", "cold", "warm", "memory"}
+SECTIONS = {"scaled-out (a)", "scaled-out (b)", "layouts", "all-hit", "cold", "warm", "memory"}
 
 
 @pytest.fixture(scope="module")

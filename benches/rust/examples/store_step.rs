@@ -26,7 +26,7 @@ fn tier(name: &str, cache: Option<Budget>) -> TierConfig {
         device: DeviceSpec::from_toml(&text).expect("a valid device"),
         backend: BackendConfig::ram(),
         cache,
-        policy: if std::env::args().nth(3).as_deref() == Some("s3fifo") { PolicyKind::S3Fifo } else { PolicyKind::Lru },
+        policy: PolicyKind::S3Fifo,
         layout: HomeLayout::InPlace,
         faults: FaultSpec::default(),
     }

@@ -158,6 +158,8 @@ class TrainConfig(Config):
     """How many batches ahead rows are fetched; 0: only when they are needed."""
     announce_batches: int = Field(default=0, ge=0, le=253)
     """How many batches beyond those the policy `lookahead` is told about."""
+    non_finite_gradients: Literal["pass", "refuse"] = "pass"
+    """What becomes of gradients of rows that are NaN or infinite: applied, as torch does, or an error."""
     evaluate: bool = True
     """Whether to score the validation split after each epoch and the test split at the end."""
     snapshot_every_steps: int = Field(default=0, ge=0)

@@ -59,15 +59,15 @@ class BackendConfig(Config):
 class LogConfig(Config):
     """A log-structured home: rows that are written are appended, and compaction makes room."""
 
-    segment_bytes: ByteCount = Field(default=SEGMENT_BYTES_DEFAULT, gt=0)
+    segment_bytes: ByteCount = Field(default=SEGMENT_BYTES_DEFAULT, gt=0, le=16 * 2**20)
     """Bytes that are written one after the other and become free at once."""
     spare: float = Field(default=0.25, ge=0.2, le=8.0)
     """Room beyond that of the rows, as a share of it. Less room means more compaction."""
     compaction_share: float = Field(default=0.5, ge=0.0, le=1.0)
     """Of all rows written, the share that compaction in the background may cause."""
     paged_index: bool = False
-    """Whether the locations of the rows (4 bytes each) are in a file beside the tier's own, so that the kernel may
-    page them out; they do not count in the memory budget then. Needs a file engine."""
+    """Whether the locations of the rows (4 bytes each) are in a file beside the tier's own: the kernel may
+    page them out, and they do not count in the memory budget. Needs a file engine."""
 
 
 class TierConfig(Config):
@@ -100,7 +100,7 @@ class TierConfig(Config):
         return self.device.replace(**{key: value for key, value in changes.items() if value is not None})
 
     def effective_layout(self) -> Layout:
-        """How rows lie that are at home here; if nobody said, in a log where the medium has to be erased (NAND).
+        """How rows lie that are at home here; if nobody said, in a log where the medium is erased (NAND).
 
         `docs/performance.md` has the figures: bytes written per trained sample for both layouts.
         """

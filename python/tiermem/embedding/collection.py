@@ -114,7 +114,7 @@ class TieredEmbeddingBagCollection(nn.Module):
 
         With gradients enabled the caller's ticket stays his; rows of a batch given as lookups are
         given back after their update, or when the outputs are no longer needed. Without gradients
-        lookups run in chunks of whole bags, so they work at any staging size.
+        lookups run in chunks of whole bags, so they work at any staging size that no open batch holds.
         """
         if isinstance(batch, Ticket):
             self.store.wait(batch)
@@ -157,6 +157,8 @@ class TieredEmbeddingBagCollection(nn.Module):
         finally:
             for _, ticket in ahead:
                 ticket.release()
+            if announced:
+                self.store.withdraw_announced()
 
     def stats(self) -> StoreStats:
         """Everything counted so far."""

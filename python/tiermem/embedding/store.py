@@ -199,6 +199,10 @@ class EmbeddingStore:
         """
         self._core.announce(self._views(lookups)[0])
 
+    def withdraw_announced(self) -> None:
+        """What was announced and not yet prefetched will not come."""
+        self._core.withdraw_announced()
+
     def _views(
         self, lookups: Sequence[Lookup]
     ) -> tuple[list[tuple[int, npt.NDArray[np.uint8], npt.NDArray[np.uint8]]], list[Lookup]]:
@@ -301,6 +305,8 @@ class EmbeddingStore:
         self, table: int, start: int, weights: torch.Tensor, state: torch.Tensor | None = None
     ) -> None:
         """Replaces rows `start ..` by weights float32 [n, D], and state float32 [n, S] or zero."""
+        if start < 0:
+            raise InputError(f"rows to replace start at {start}, which may not be negative")
         view = bytes_of(float_rows("weights", weights))
         state_view = None if state is None else bytes_of(float_rows("state", state))
         self._core.write_rows(table, start, view, state_view)
@@ -309,6 +315,7 @@ class EmbeddingStore:
         """Writes all rows that exist, weights and optimizer state, to a new file; gives their number.
 
         Streams in chunks of bounded size, costs no virtual time, and leaves batches in flight as they are.
+        Other threads may not update rows meanwhile, or the file mixes two steps.
         The file is safe (fsync) when this returns.
 
         Raises:

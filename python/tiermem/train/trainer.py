@@ -88,6 +88,7 @@ class Trainer:
             prefetch_distance=self.train.prefetch_distance,
             announce_batches=self.train.announce_batches,
             placement=experiment.placement,
+            non_finite_gradients=self.train.non_finite_gradients,
             timeline=timeline,
             seed=experiment.seed,
         )

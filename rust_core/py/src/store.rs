@@ -70,6 +70,10 @@ impl Store {
         py.detach(|| self.inner.announce(&lookups)).map_err(to_python)
     }
 
+    fn withdraw_announced(&self, py: Python<'_>) -> PyResult<()> {
+        py.detach(|| self.inner.withdraw_announced()).map_err(to_python)
+    }
+
     fn step(&self, py: Python<'_>, lr: f32) -> PyResult<()> {
         py.detach(|| self.inner.step(lr)).map_err(to_python)
     }
@@ -112,8 +116,8 @@ impl Store {
         py.detach(|| self.inner.load_rows(&path)).map_err(to_python)
     }
 
-    fn chunk_rows(&self, table: usize) -> PyResult<usize> {
-        self.inner.chunk_rows(table).map_err(to_python)
+    fn chunk_rows(&self, py: Python<'_>, table: usize) -> PyResult<usize> {
+        py.detach(|| self.inner.chunk_rows(table)).map_err(to_python)
     }
 
     #[getter]

@@ -101,7 +101,11 @@ impl RowFileReader {
         let shape = self.saved.tables.get(table as usize);
         let fits = shape.is_some_and(|shape| {
             first_row.checked_add(count as u64).is_some_and(|end| end <= shape.rows)
-                && count * (shape.dim + self.saved.state_floats) * size_of::<f32>() == nbytes
+                && shape
+                    .dim
+                    .checked_add(self.saved.state_floats)
+                    .and_then(|floats| floats.checked_mul(count * size_of::<f32>()))
+                    == Some(nbytes)
         });
         let Some(shape) = shape.filter(|_| fits) else {
             return Err(self.damaged(begin, "a chunk does not fit its table"));

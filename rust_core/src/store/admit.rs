@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::parts::{Part, Place, Table};
 use super::ticket::{Arrival, LookupPlan, QueuedLookup};
 use super::{State, Store};
-use crate::cache::GROUP;
+use crate::cache::{GROUP, WINDOW_BATCHES_MAX};
 use crate::error::{Error, ErrorKind, Result};
 use crate::rng;
 use crate::tier::{Kept, Met, PlanBuilder, RowPool, row_key};
@@ -91,12 +91,27 @@ impl State {
 
     /// Tells the policies of the memory tier what a later batch will ask for.
     pub(super) fn announce(&mut self, store: &Store, queued: &[QueuedLookup]) -> Result<()> {
-        self.announced.push_back(fingerprint(queued));
+        if self.announced.len() >= WINDOW_BATCHES_MAX {
+            return Err(Error::new(
+                ErrorKind::Capacity,
+                format!(
+                    "{WINDOW_BATCHES_MAX} batches are announced and not yet prefetched; prefetch one before the next"
+                ),
+            ));
+        }
         for (number, pool) in self.pools.iter_mut().enumerate() {
             let keys: Vec<u64> = pooled_keys(&store.tables, &self.parts, queued, number).collect();
             pool.announce(&keys)?;
         }
+        self.announced.push_back(fingerprint(queued));
         Ok(())
+    }
+
+    /// Batches that were announced and will not come.
+    pub(super) fn withdraw_announced(&mut self) {
+        for _ in self.announced.drain(..) {
+            self.pools.iter_mut().for_each(RowPool::begin_batch);
+        }
     }
 
     fn admit(&mut self, store: &Store, id: u64, queued: Vec<QueuedLookup>) {

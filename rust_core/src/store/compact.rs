@@ -28,13 +28,17 @@ impl State {
     /// Makes room for a plan that appends at most so many rows to each log.
     pub(super) fn make_log_room(&mut self, store: &Store, rows: usize) -> Result<()> {
         for log in 0..self.compactions.len() {
+            let mut has_waited = false;
             while !self.lower.as_ref().is_none_or(|lower| lower.logs[log].log.has_room(rows as u64)) {
-                self.compactions[log].stalls += 1;
-                if !self.begin_compaction(store, log) && !self.finish_compaction(store, log)? {
+                let has_begun = self.begin_compaction(store, log);
+                let has_finished = !has_begun && self.finish_compaction(store, log)?;
+                has_waited |= has_finished;
+                if !has_begun && !has_finished {
                     // No gaps are left: the log was laid out for this many rows.
                     break;
                 }
             }
+            self.compactions[log].stalls += u64::from(has_waited);
         }
         Ok(())
     }

@@ -47,6 +47,8 @@ const WRITE_BACK_JOBS_MAX: usize = 4;
 struct State {
     parts: Vec<Part>,
     pools: Vec<RowPool>,
+    /// By pool: whether memory caches every part that has rows in it.
+    keeps_all: Vec<bool>,
     /// Absent if memory is the home of everything.
     lower: Option<LowerTiers>,
     tickets: BTreeMap<u64, Ticket>,

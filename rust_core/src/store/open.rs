@@ -21,6 +21,8 @@ pub type BackendWrapper<'a> = &'a dyn Fn(usize, Box<dyn Backend>) -> Box<dyn Bac
 
 /// Places in memory are 32-bit numbers.
 pub(super) const ROWS_IN_MEMORY_MAX: u64 = u32::MAX as u64 - 2;
+/// Compaction has eight of them in memory.
+const SEGMENT_BYTES_MAX: u64 = 16 << 20;
 const SPARE_MIN: f64 = 0.2;
 const SPARE_MAX: f64 = 8.0;
 
@@ -75,7 +77,12 @@ impl Store {
             let units = StoreUnits::new(&config, &parts, lower);
             Worker::start(backends, Box::new(units), Arc::clone(&clock), Arc::clone(&schedule))
         });
+        let mut keeps_all = vec![true; pools.len()];
+        for part in &parts {
+            keeps_all[tables[part.table].pool] &= !matches!(part.place, Place::Pooled { is_cached: false, .. });
+        }
         let state = State {
+            keeps_all,
             compactions: lower.iter().flat_map(|lower| &lower.logs).map(|_| LogCompaction::default()).collect(),
             counters: vec![Counters::default(); tables.len()],
             parts,
@@ -155,8 +162,8 @@ fn check(config: &StoreConfig) -> Result<()> {
         if let HomeLayout::Log { segment_bytes, spare, compaction_share, paged_index } = tier.layout {
             let why = if tier.device.kind == DeviceKind::Byte {
                 "a log needs a block device; a byte-addressable tier writes rows where they are"
-            } else if segment_bytes == 0 || !(SPARE_MIN..=SPARE_MAX).contains(&spare) {
-                "a log needs segments of at least one byte and spare room between 0.2 and 8 of its rows"
+            } else if !(1..=SEGMENT_BYTES_MAX).contains(&segment_bytes) || !(SPARE_MIN..=SPARE_MAX).contains(&spare) {
+                "a log needs segments of at most 16 MiB and spare room between 0.2 and 8 of its rows"
             } else if !(0.0..=1.0).contains(&compaction_share) {
                 "a log's compaction_share lies between 0 and 1"
             } else if paged_index && tier.backend.directory.is_none() {

@@ -8,7 +8,7 @@ use crate::sync::MutexGuard;
 use crate::tier::{Kept, PlanBuilder, row_key};
 
 /// Rows in one job of a copy in or out.
-pub(super) const COPY_ROWS_MAX: usize = super::write_back::PLAN_ROWS_MAX;
+pub(super) const COPY_ROWS_MAX: usize = 4096;
 
 impl Store {
     /// Copies rows `start .. start + count` out: weights of count x D, state of count x S.

@@ -24,7 +24,14 @@ impl Store {
     /// and changes nothing: batches in flight stay in flight, and no counter moves.
     pub fn save_rows(&self, path: &Path) -> Result<u64> {
         drop(self.lock()?);
-        let mut writer = RowFileWriter::create(path, &self.saved())?;
+        let writer = RowFileWriter::create(path, &self.saved())?;
+        self.save_to(writer).inspect_err(|_| {
+            // Nothing half-written is left; that it could not be removed would hide the cause.
+            let _ = std::fs::remove_file(path);
+        })
+    }
+
+    fn save_to(&self, mut writer: RowFileWriter) -> Result<u64> {
         let state_floats = self.state_floats();
         for (number, table) in self.tables.iter().enumerate() {
             let (rows, dim) = (table.config.rows, table.config.dim);

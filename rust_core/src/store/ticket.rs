@@ -80,6 +80,8 @@ pub(super) struct Ticket {
     pub(super) abandoned: bool,
     /// Who fetched it, or waited for it last.
     holder: ThreadId,
+    /// When its rows are there, once somebody has waited for them.
+    due_ns: u64,
 }
 
 impl Ticket {
@@ -92,6 +94,7 @@ impl Ticket {
             pending: 0,
             abandoned: false,
             holder: thread::current().id(),
+            due_ns: 0,
         }
     }
 
@@ -126,8 +129,13 @@ impl Store {
         let id = state.next_ticket;
         state.next_ticket += 1;
         state.tickets.insert(id, Ticket::new(queued));
-        if let Err(error) = state.admit_in_order(self) {
-            state.tickets.remove(&id);
+        if let Err(error) = state.make_way(self) {
+            // Admitted or not, nobody will ask for it.
+            if let Some(ticket) = state.tickets.get_mut(&id).filter(|ticket| ticket.is_admitted()) {
+                ticket.abandoned = true;
+            } else {
+                state.tickets.remove(&id);
+            }
             return Err(error);
         }
         Ok(TicketId(id))
@@ -144,6 +152,12 @@ impl Store {
         self.lock()?.announce(self, &queued)
     }
 
+    /// What was announced and not yet prefetched will not come.
+    pub fn withdraw_announced(&self) -> Result<()> {
+        self.lock()?.withdraw_announced();
+        Ok(())
+    }
+
     /// Returns when the rows of a ticket are in memory, and on a wall clock when they are due. Blocks while earlier
     /// tickets hold the staging memory that this one needs; `is_interrupted` is asked now and then.
     ///
@@ -153,17 +167,26 @@ impl Store {
     pub fn wait(&self, ticket: TicketId, is_interrupted: &dyn Fn() -> bool) -> Result<()> {
         self.wait_for_room(ticket, is_interrupted)?;
         self.fill_through(ticket)?;
-        let mut arrived: Vec<Arrived> = {
+        let (arrived, due_ns) = {
             let mut state = self.lock()?;
-            state.arrived.extract_if(.., |arrived| arrived.ticket <= ticket.0).collect()
-        };
-        for arrived in &mut arrived {
-            if let Some(reads) = arrived.reads.take() {
-                arrived.due_ns = self.schedule().finish(reads);
+            let mut arrived: Vec<Arrived> =
+                state.arrived.extract_if(.., |arrived| arrived.ticket <= ticket.0).collect();
+            let mut due_ns = 0;
+            for arrived in &mut arrived {
+                if let Some(reads) = arrived.reads.take() {
+                    arrived.due_ns = self.schedule().finish(reads);
+                }
+                if let Some(entry) = state.tickets.get_mut(&arrived.ticket) {
+                    entry.due_ns = arrived.due_ns;
+                }
+                due_ns = due_ns.max(arrived.due_ns);
             }
-        }
+            // Another thread may be waiting for the same rows.
+            let others = state.tickets.range(..=ticket.0).map(|(_, other)| other.due_ns).max();
+            (arrived, due_ns.max(others.unwrap_or(0)))
+        };
         let asked_ns = self.clock.now_ns();
-        self.clock.wait_until(arrived.iter().map(|arrived| arrived.due_ns).max().unwrap_or(0));
+        self.clock.wait_until(due_ns);
         if !self.clock.is_virtual() {
             let now_ns = self.clock.now_ns();
             let mut state = self.lock()?;
@@ -186,6 +209,10 @@ impl Store {
                 return Ok(());
             }
             // Tickets that were released while a tier failed give their rows back as soon as these have come.
+            state.make_way(self)?;
+            if state.tickets.get(&ticket.0).is_some_and(Ticket::is_admitted) {
+                return Ok(());
+            }
             let abandoned = state.tickets.range(..ticket.0).find_map(|(_, earlier)| {
                 let arrival = earlier.arrival.as_ref().filter(|_| earlier.abandoned && earlier.pending == 0)?;
                 Some(arrival.job.clone())
@@ -194,9 +221,6 @@ impl Store {
                 drop(state);
                 job.wait()?;
                 state = self.lock()?;
-                state.close_abandoned(self)?;
-                state.admit_in_order(self)?;
-                self.room.notify_all();
                 continue;
             }
             if state.tickets.range(..ticket.0).all(|(_, earlier)| earlier.holder == me) {
@@ -208,16 +232,17 @@ impl Store {
                 .with_context("ticket", ticket.0)
                 .with_context("open_tickets", state.tickets.len()));
             }
+            // Asking may run code of the caller, which may use the store.
+            drop(state);
             if is_interrupted() {
                 return Err(Error::new(ErrorKind::Io, "waiting for staging memory was interrupted"));
             }
-            state = self
-                .room
-                .wait_timeout(state, INTERRUPT_INTERVAL)
-                .map_or_else(|error| error.into_inner().0, |pair| pair.0);
-            if state.closed {
-                drop(state);
-                return self.lock().map(drop);
+            state = self.lock()?;
+            let is_queued = state.tickets.get(&ticket.0).is_some_and(|entry| !entry.is_admitted());
+            if is_queued {
+                let waited = self.room.wait_timeout(state, INTERRUPT_INTERVAL);
+                drop(waited);
+                state = self.lock()?;
             }
         }
     }
@@ -239,9 +264,9 @@ impl Store {
             }
             if entry.queued.is_some() {
                 state.tickets.remove(&ticket.0);
-                state.admit_in_order(self)?;
+                let made_way = state.make_way(self);
                 self.room.notify_all();
-                return Ok(());
+                return made_way;
             }
         }
         if let Err(error) = self.fill_through(ticket) {
@@ -252,10 +277,16 @@ impl Store {
         }
         let oldest = {
             let mut state = self.lock()?;
-            state.close_ticket(self, ticket.0)?;
-            state.close_abandoned(self)?;
+            let entry = state.tickets.get_mut(&ticket.0).ok_or_else(|| unknown(ticket))?;
+            if entry.pending > 0 {
+                // Gradients came in between.
+                entry.abandoned = true;
+                return Ok(());
+            }
+            let closed = state.close_ticket(self, ticket.0);
+            let made_way = state.make_way(self);
             self.room.notify_all();
-            state.admit_in_order(self)?;
+            closed.and(made_way)?;
             if self.config.timeline {
                 let dirty_rows = state.pools.iter().map(RowPool::dirty_count).sum();
                 state.dirty_samples.push((self.clock.now_ns(), dirty_rows));
@@ -400,6 +431,18 @@ impl State {
             self.tickets.remove(&id);
         }
         given_back
+    }
+
+    /// Gives rows back that could not be before, and admits who waits for their room. Both happen, whatever fails.
+    pub(super) fn make_way(&mut self, store: &Store) -> Result<()> {
+        let waiting = |state: &Self| state.tickets.values().filter(|ticket| !ticket.is_admitted()).count();
+        let before = (self.tickets.len(), waiting(self));
+        let closed = self.close_abandoned(store);
+        let admitted = self.admit_in_order(store);
+        if before != (self.tickets.len(), waiting(self)) {
+            store.room.notify_all();
+        }
+        closed.and(admitted)
     }
 
     /// Closes the tickets that were released while a tier failed and whose rows have come since.

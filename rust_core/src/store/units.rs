@@ -49,12 +49,14 @@ impl StoreUnits {
     /// The rows that a block of a log names.
     fn rows_of_log(&self, blocks: &FreshBlocks, bytes: &[u8]) -> Option<String> {
         let rows = blocks.rows_of_log(bytes);
-        let (part, _) = split_row_key(*rows.first()?);
-        let (table, first_row, _) = self.parts.get(part)?;
-        let names: Vec<String> =
-            rows.iter().take(NAMED_MAX).map(|&key| (first_row + split_row_key(key).1).to_string()).collect();
+        let name = |&key: &u64| {
+            let (part, row) = split_row_key(key);
+            let (table, first_row, _) = self.parts.get(part)?;
+            Some(format!("{} row {}", self.tables[*table].0, first_row + row))
+        };
+        let names: Vec<String> = rows.iter().take(NAMED_MAX).filter_map(name).collect();
         let more = if rows.len() > NAMED_MAX { format!(" and {} more", rows.len() - NAMED_MAX) } else { String::new() };
-        Some(format!("{} rows {}{more}", self.tables[*table].0, names.join(", ")))
+        (!names.is_empty()).then(|| format!("{}{more}", names.join(", ")))
     }
 
     fn name(&self, unit: Unit, bytes: Option<&[u8]>) -> String {

@@ -61,13 +61,14 @@ impl Store {
         gradients: &[f32],
         out: &mut [f32],
     ) -> Result<()> {
-        let state = self.lock()?;
+        let mut state = self.lock()?;
         let plan = state.ready_lookup(ticket, lookup)?;
         let table = &self.tables[plan.table];
         let dim = table.config.dim;
         check_shapes(&plan, dim, Pooled { pooling: Pooling::Sum, sample_weights: Some(out) }, gradients.len())?;
         let weights = state.pools[table.pool].weights();
         gradient_of_sample_weights(weights, dim, &plan.places, &plan.offsets, gradients, out);
+        state.charge(self, plan.table, Operation::Read, plan.places.len(), dim * size_of::<f32>());
         Ok(())
     }
 
@@ -138,12 +139,17 @@ impl Store {
         for entry in pending {
             let released = {
                 let mut state = self.lock()?;
-                let ticket = state.tickets.get_mut(&entry.ticket).expect("a ticket with gradients is kept");
+                let Some(ticket) = state.tickets.get_mut(&entry.ticket) else { continue };
                 ticket.pending -= 1;
                 ticket.abandoned && ticket.pending == 0
             };
             if released {
-                outcome = outcome.and(self.release(TicketId(entry.ticket)));
+                let released = match self.release(TicketId(entry.ticket)) {
+                    // Another thread's release closed it in between.
+                    Err(error) if error.kind() == ErrorKind::Input => Ok(()),
+                    other => other,
+                };
+                outcome = outcome.and(released);
             }
         }
         outcome
@@ -181,6 +187,9 @@ impl State {
         let Some(entry) = self.tickets.get(&ticket.0) else {
             return fail(format!("ticket {} was released; a ticket is used between prefetch and release", ticket.0));
         };
+        if entry.abandoned && entry.pending == 0 {
+            return fail(format!("ticket {} was released, and its rows go as soon as they can", ticket.0));
+        }
         // Rows that it shares may still be on the way of an earlier ticket.
         if !self.tickets.range(..=ticket.0).all(|(_, other)| other.has_arrived()) {
             return fail(format!("ticket {} was not waited for; call wait() before using its rows", ticket.0));

@@ -44,7 +44,7 @@ impl State {
         pins.reverse();
         while !pins.is_empty() {
             self.make_log_room(store, PLAN_ROWS_MAX)?;
-            let Self { parts, pools, lower, .. } = self;
+            let Self { parts, pools, keeps_all, lower, .. } = self;
             let Some(lower) = lower.as_mut() else { return Ok(()) };
             let mut descent = Descent::new(PlanBuilder::new(lower), parts);
             while !descent.is_full()
@@ -54,9 +54,13 @@ impl State {
                 if !pool.unpin(place) {
                     continue;
                 }
-                let (part, _) = split_row_key(pool.key(place));
+                // Where every part stays, nobody has to look whose row it is.
+                let stays = keeps_all[number] || {
+                    let (part, _) = split_row_key(pool.key(place));
+                    matches!(parts[part].place, Place::Pooled { is_cached: true, .. })
+                };
                 let mut lower = |key, weights: &[f32], state: &[f32], dirty| descent.lower(key, weights, state, dirty);
-                if matches!(parts[part].place, Place::Pooled { is_cached: true, .. }) {
+                if stays {
                     pool.keep(place);
                     while pool.trim_one(&mut lower) {}
                 } else {

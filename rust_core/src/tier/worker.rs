@@ -19,6 +19,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::planted::{Fault, is_planted};
 use crate::sync::{Arc, Condvar, Mutex, MutexGuard, thread};
 
+/// Memory of a job that is kept for the next one.
+const SCRATCH_BYTES_MAX: usize = 32 << 20;
 /// Jobs that may wait for a device that fails.
 const BACKLOG_JOBS_MAX: usize = 64;
 
@@ -252,11 +254,17 @@ impl Worker {
     ///
     /// The last error of the device.
     pub fn check_backlog(&self) -> Result<()> {
-        let queue = self.shared.lock();
-        match &queue.last_failure {
-            Some(error) if queue.stalled && queue.jobs.len() >= BACKLOG_JOBS_MAX => Err(error.duplicate()),
-            _ => Ok(()),
+        let mut queue = self.shared.lock();
+        if !queue.stalled || queue.jobs.len() < BACKLOG_JOBS_MAX {
+            return Ok(());
         }
+        let Some(error) = queue.last_failure.as_ref().map(Error::duplicate) else { return Ok(()) };
+        if queue.failure.take().is_none() {
+            // Somebody was told before: the device is tried again for whoever comes next.
+            queue.stalled = false;
+            self.shared.changed.notify_all();
+        }
+        Err(error)
     }
 
     /// What runs underneath each lower tier.
@@ -336,6 +344,9 @@ impl Shared {
                     queue.closing = true;
                     queue.failure =
                         Some(Error::new(ErrorKind::Io, "the I/O thread panicked; please report this as a bug"));
+                    drop(queue);
+                    self.changed.notify_all();
+                    return;
                 }
             }
             drop(queue);
@@ -365,7 +376,9 @@ impl Shared {
             }
             JobDone { kept, due_ns, ready_ns }
         });
-        *scratch = buffer;
+        if buffer.len() <= SCRATCH_BYTES_MAX {
+            *scratch = buffer;
+        }
         Ok(done)
     }
 
