@@ -46,7 +46,7 @@ for step in range(20):
     except (DeviceError, CapacityError) as error:
         errors.append(error)
 assert len(errors) == 20 and isinstance(errors[0], DeviceError), errors
-assert "tier=nand, operation=writing, rows=weight rows " in str(errors[0]), errors[0]
+assert "tier=nand, operation=writing, rows=weight row" in str(errors[0]), errors[0]
 try:
     bag.close()
 except DeviceError:

@@ -1,9 +1,9 @@
 //! From a plan to the job that the I/O thread runs.
 
+use super::job::{Copy, Job, PlacedUnit, Transfer};
 use super::layout::{BLOCK_HEADER_BYTES, BlockKey, TableLayout};
 use super::log::RowLog;
 use super::plan::{Frame, ImageSource, Piece, PlanBuilder, Source, Unit};
-use super::worker::{Copy, Job, PlacedUnit, Transfer};
 use crate::backend::{Extent, f32_as_bytes};
 use crate::units::round_up;
 

@@ -3,6 +3,7 @@
 
 mod build;
 mod descend;
+mod job;
 mod layout;
 mod log;
 mod lower;
@@ -13,10 +14,11 @@ mod worker;
 
 pub use crate::bits::BitSet;
 pub use build::{FreshBlocks, Kept};
+pub use job::{Copy, Job, JobDone, PlacedUnit, Transfer, Units};
 pub use layout::{BLOCK_HEADER_BYTES, BlockKey, TableLayout, TableShape, row_key, split_row_key};
 pub use log::{Locations, LogShape, RowLog, log_block_size};
 pub use lower::{Home, LogHome, LowerTiers, PartCounts, PartTiers, TierCache};
 pub use plan::{PlanBuilder, RowPlace, Source, Unit};
 pub use pool::{Met, PoolSize, RowPool};
 pub use unit_cache::UnitCache;
-pub use worker::{Copy, Job, JobDone, JobHandle, PlacedUnit, Transfer, Units, Worker};
+pub use worker::{JobHandle, Worker};
