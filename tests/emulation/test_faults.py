@@ -14,7 +14,9 @@ ROWS, DIM = 2000, 32
 def _bag(faults: tm.FaultConfig, **tier: object) -> tm.TieredEmbeddingBag:
     hierarchy = tm.Hierarchy.load("dram-nand", budgets={"dram": 0.02})
     dram, nand = hierarchy.tiers
-    hierarchy = hierarchy.replace(tiers=(dram, nand.replace(faults=faults.model_dump(), **tier)))
+    # Rows in place: random writes, and blocks that are written again.
+    nand = nand.replace(faults=faults.model_dump(), layout="in_place", **tier)
+    hierarchy = hierarchy.replace(tiers=(dram, nand))
     return tm.TieredEmbeddingBag(ROWS, DIM, mode="sum", hierarchy=hierarchy, optimizer=tm.SGD(lr=0.1))
 
 
@@ -34,12 +36,16 @@ def test_a_store_without_faults_is_the_store() -> None:
     assert _train(_bag(tm.FaultConfig()), 5) == _train(_bag(tm.FaultConfig(seed=9)), 5)
 
 
-def test_a_device_that_goes_away_stops_the_store_with_its_errno() -> None:
+def test_a_device_that_goes_away_fails_every_step_that_needs_it_with_its_errno() -> None:
     bag = _bag(tm.FaultConfig(gone_after_requests=300))
-    with pytest.raises(DeviceError, match="gone away") as caught:
-        _train(bag, 200)
-    assert caught.value.errno == errno.ENODEV
-    with pytest.raises(ClosedError, match="the store stopped after an earlier failure"):
+    for _ in range(3):
+        with pytest.raises(DeviceError, match="gone away") as caught:
+            _train(bag, 200)
+        assert caught.value.errno == errno.ENODEV
+        assert "tier=nand" in str(caught.value)
+    with pytest.raises(DeviceError, match="gone away"):
+        bag.close()
+    with pytest.raises(ClosedError):
         _train(bag, 1)
 
 

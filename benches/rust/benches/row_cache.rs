@@ -21,7 +21,7 @@ fn lru(criterion: &mut Criterion) {
                 let mut hits = 0u64;
                 for &key in &keys {
                     if let Some(slot) = slots.get(key) {
-                        slots.hit(slot);
+                        slots.hit(slot, key);
                         hits += 1;
                     } else if slots.insert(key).is_some() && slots.cached() > capacity {
                         slots.evict();

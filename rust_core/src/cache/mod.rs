@@ -1,6 +1,7 @@
 //! Which keys stay. A cache knows keys and slots, never bytes and never devices.
 
 mod belady;
+mod finder;
 mod ghost;
 mod index;
 mod list;
@@ -10,6 +11,7 @@ mod row_cache;
 mod slots;
 
 pub use belady::{NEVER, replay_min};
+pub use finder::KeySpace;
 pub use index::{GROUP, KeyIndex};
 pub use policy::{
     AnyPolicy, Auto, Clock, Lfu, Lookahead, Lru, Policy, PolicyKind, Random, S3Fifo, Sieve, WINDOW_BATCHES_MAX,

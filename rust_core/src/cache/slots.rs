@@ -7,7 +7,8 @@
 use std::collections::HashMap;
 use std::hash::BuildHasherDefault;
 
-use super::index::{GROUP, KeyIndex};
+use super::finder::{Finder, KeySpace};
+use super::index::GROUP;
 use super::policy::{AnyPolicy, Policy, PolicyKind};
 use crate::error::Result;
 use crate::rng::MixHasher;
@@ -20,7 +21,7 @@ pub(crate) const NONE: u32 = u32::MAX;
 pub struct Slots {
     /// Of a free slot: the next free one.
     keys: Vec<u64>,
-    index: KeyIndex,
+    index: Finder,
     policy: AnyPolicy,
     /// How often a slot is pinned beyond the first time. Whether it is pinned at all the policy knows.
     further_pins: HashMap<u32, u32, BuildHasherDefault<MixHasher>>,
@@ -37,9 +38,14 @@ impl Slots {
     ///
     /// `Config` if the policy knows the future.
     pub fn new(kind: PolicyKind, slots: usize, rows: usize, seed: u64) -> Result<Self> {
+        Self::over(kind, slots, rows, seed, None)
+    }
+
+    /// As `new`; that there are no other keys than these may make finding them faster.
+    pub fn over(kind: PolicyKind, slots: usize, rows: usize, seed: u64, space: Option<&KeySpace>) -> Result<Self> {
         Ok(Self {
             keys: vec![0; slots],
-            index: KeyIndex::new(slots),
+            index: Finder::new(slots, space),
             policy: AnyPolicy::new(kind, slots, rows, seed)?,
             further_pins: HashMap::default(),
             free: NONE,
@@ -112,10 +118,11 @@ impl Slots {
         Some(slot)
     }
 
-    /// The key in a slot is asked for.
+    /// The key in a slot is asked for. The caller has it at hand; reading it here would wait for memory.
     #[inline]
-    pub fn hit(&mut self, slot: u32) {
-        self.policy.hit(slot, self.keys[slot as usize]);
+    pub fn hit(&mut self, slot: u32, key: u64) {
+        debug_assert_eq!(self.keys[slot as usize], key, "the key of this slot");
+        self.policy.hit(slot, key);
     }
 
     /// Pins a slot in use once more.
@@ -254,10 +261,14 @@ mod tests {
         /// Under every policy: a key is where it was put until it is chosen or removed, and a pinned key is never chosen.
         #[test]
         fn pinned_keys_stay_and_others_are_chosen_once(
-            actions in actions(), kind in prop::sample::select(&KINDS), rows in 1usize..6,
+            actions in actions(), kind in prop::sample::select(&KINDS), rows in 1usize..6, by_number in any::<bool>(),
         ) {
             const PINNED_MAX: usize = 8;
-            let mut slots = Slots::new(kind, rows + PINNED_MAX, rows, 1).unwrap();
+            // As many slots as make finding by number worth it, of which only some are used.
+            let space = KeySpace { lens: vec![8, 8, 8], shift: 3 };
+            let spare = if by_number { 16 } else { 0 };
+            let space = by_number.then_some(&space);
+            let mut slots = Slots::over(kind, rows + PINNED_MAX + spare, rows, 1, space).unwrap();
             let mut model: BTreeMap<u64, (u32, u32)> = BTreeMap::new();
             let mut pins: Vec<u64> = Vec::new();
             let mut announced = 0;
@@ -270,7 +281,7 @@ mod tests {
                         }
                         let slot = if let Some(&(slot, _)) = model.get(&key) {
                             prop_assert_eq!(slots.get(key), Some(slot));
-                            slots.hit(slot);
+                            slots.hit(slot, key);
                             slot
                         } else {
                             prop_assert_eq!(slots.get(key), None);
@@ -319,6 +330,12 @@ mod tests {
                 for (&key, &(slot, count)) in &model {
                     prop_assert_eq!(slots.get(key), Some(slot));
                     prop_assert_eq!(slots.is_pinned(slot), count > 0);
+                }
+                let wanted: [u64; GROUP] = std::array::from_fn(|n| n as u64 % 24);
+                let mut found = [0; GROUP];
+                slots.get_group(&wanted, &mut found);
+                for (key, slot) in wanted.iter().zip(found) {
+                    prop_assert_eq!(model.get(key).map(|entry| entry.0), (slot != NONE).then_some(slot));
                 }
             }
             while let Some((slot, key)) = slots.evict() {

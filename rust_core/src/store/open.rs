@@ -10,11 +10,12 @@ use super::units::StoreUnits;
 use super::{Budget, ClockMode, HomeLayout, PartConfig, State, Store, StoreConfig, TierConfig};
 use crate::backend::{Backend, Engine, open_backend, physical_memory_bytes};
 use crate::bits::BitSet;
+use crate::cache::KeySpace;
 use crate::clock::Clock;
 use crate::device::{DeviceKind, Schedule, TimedDevice};
 use crate::error::{Error, ErrorKind, Result};
 use crate::sync::{Condvar, Mutex};
-use crate::tier::{PoolSize, RowPool, TableShape, Worker};
+use crate::tier::{PoolSize, ROW_BITS, RowPool, TableShape, Worker};
 
 /// Replaces the backend of a lower tier, for tests: `(tier among the lower tiers, backend)`.
 pub type BackendWrapper<'a> = &'a dyn Fn(usize, Box<dyn Backend>) -> Box<dyn Backend>;
@@ -241,7 +242,10 @@ fn open_pools(
     let mut pools = Vec::new();
     for (number, (class, &size)) in classes.iter().zip(&sizes).enumerate() {
         let seed = config.seed.wrapping_add(number as u64);
-        let pool = RowPool::new(class.weight_floats, state_floats, size, fastest.policy, seed)?;
+        let is_here = |part: &PartConfig| part.home > 0 && class_of[part.table] == number;
+        let lens = parts.iter().map(|part| if is_here(part) { part.rows } else { 0 }).collect();
+        let rows = KeySpace { lens, shift: ROW_BITS };
+        let pool = RowPool::new(class.weight_floats, state_floats, size, fastest.policy, seed, &rows)?;
         memory.resident_bytes += class.resident_rows * class.row_bytes;
         memory.cached_bytes += size.cache_rows as u64 * class.row_bytes;
         memory.staging_bytes += size.staging_rows as u64 * class.row_bytes;

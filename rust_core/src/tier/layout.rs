@@ -18,7 +18,8 @@ const BLOCK_UNITS_MAX: u64 = 64;
 /// A block size is good enough when it wastes at most this share (in percent).
 const WASTE_PERCENT_MAX: u64 = 10;
 
-const ROW_BITS: u32 = 44;
+/// Bits of a row in a key.
+pub const ROW_BITS: u32 = 44;
 /// The most columns of a row.
 const ROW_FLOATS_MAX: usize = 1 << 20;
 

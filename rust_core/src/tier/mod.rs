@@ -15,7 +15,7 @@ mod worker;
 pub use crate::bits::BitSet;
 pub use build::{FreshBlocks, Kept};
 pub use job::{Copy, Job, JobDone, PlacedUnit, Transfer, Units};
-pub use layout::{BLOCK_HEADER_BYTES, BlockKey, TableLayout, TableShape, row_key, split_row_key};
+pub use layout::{BLOCK_HEADER_BYTES, BlockKey, ROW_BITS, TableLayout, TableShape, row_key, split_row_key};
 pub use log::{Locations, LogShape, RowLog, log_block_size};
 pub use lower::{Home, LogHome, LowerTiers, PartCounts, PartTiers, TierCache};
 pub use plan::{PlanBuilder, RowPlace, Source, Unit};

@@ -2,7 +2,7 @@
 
 use crate::backend::AlignedBuffer;
 use crate::bits::BitSet;
-use crate::cache::{GROUP, METADATA_BYTES_PER_ROW_MAX, PolicyKind, Slots};
+use crate::cache::{GROUP, KeySpace, METADATA_BYTES_PER_ROW_MAX, PolicyKind, Slots};
 use crate::error::Result;
 use crate::planted::{Fault, is_planted};
 
@@ -41,17 +41,18 @@ pub struct RowPool {
 }
 
 impl RowPool {
-    /// An empty pool.
+    /// An empty pool for these rows.
     pub fn new(
         weight_floats: usize,
         state_floats: usize,
         size: PoolSize,
         policy: PolicyKind,
         seed: u64,
+        rows: &KeySpace,
     ) -> Result<Self> {
         let slots = size.cache_rows + size.staging_rows;
         Ok(Self {
-            slots: Slots::new(policy, slots, size.cache_rows, seed)?,
+            slots: Slots::over(policy, slots, size.cache_rows, seed, Some(rows))?,
             dirty: BitSet::new(slots as u64),
             seen: BitSet::new(slots as u64),
             weights: AlignedBuffer::try_zeroed(size.rows() * weight_floats * size_of::<f32>())?,
@@ -138,7 +139,7 @@ impl RowPool {
             if !self.seen.insert(u64::from(slot)) {
                 return Some((self.place(slot), Met::Before));
             }
-            self.slots.hit(slot);
+            self.slots.hit(slot, key);
             (slot, if self.slots.is_pinned(slot) { Met::InFlight } else { Met::Cached })
         } else {
             let slot = self.slots.insert(key)?;

@@ -60,7 +60,7 @@ impl UnitCache {
     #[inline]
     pub fn touch(&mut self, key: u64) -> Option<u64> {
         let slot = self.slots.get(key)?;
-        self.slots.hit(slot);
+        self.slots.hit(slot, key);
         Some(self.offset(slot))
     }
 
