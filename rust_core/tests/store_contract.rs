@@ -9,7 +9,7 @@ use tiermem_core::ErrorKind;
 use tiermem_core::backend::RamBackend;
 use tiermem_core::device::DeviceSpec;
 use tiermem_core::embedding::{OptimizerConfig, Pooling};
-use tiermem_core::store::{Budget, Lookup, Pooled, Store, StoreConfig, TierConfig};
+use tiermem_core::store::{Budget, Lookup, PartConfig, Pooled, Store, StoreConfig, TierConfig};
 
 const SUM: Pooled<'static> = Pooled { pooling: Pooling::Sum, sample_weights: None };
 
@@ -215,4 +215,27 @@ fn a_device_with_numbers_that_the_model_cannot_use_is_refused() {
         spoil(&mut tiers[1].device);
         assert_eq!(Store::open(small(tiers, 1 << 16)).map(drop).unwrap_err().kind(), ErrorKind::Config);
     }
+}
+
+#[test]
+fn rows_that_memory_does_not_cache_leave_with_their_batch() {
+    let part = |first_row, cached_by: &[usize]| PartConfig {
+        table: 0,
+        first_row,
+        rows: 5_000,
+        home: 1,
+        cached_by: cached_by.to_vec(),
+        exclusive: false,
+    };
+    let parts = Some(vec![part(0, &[]), part(5_000, &[0])]);
+    let store = Store::open(StoreConfig { parts, ..small(two_tiers(100), 1 << 16) }).unwrap();
+    let ids: Vec<i64> = (4_990..5_010).collect();
+    for _ in 0..2 {
+        let ticket = store.prefetch(&[Lookup { table: 0, ids: &ids, offsets: &[0] }]).unwrap();
+        store.wait(ticket, &|| false).unwrap();
+        store.update(ticket, 0, SUM, &[1.0; 16], 0.1).unwrap();
+        store.release(ticket).unwrap();
+        assert_eq!(store.stats().unwrap().tiers[0].held, 10, "those of the second range stay");
+    }
+    assert_eq!(store.stats().unwrap().tiers[1].hit_rows, 10, "those of the first are read again");
 }

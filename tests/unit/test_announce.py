@@ -67,3 +67,20 @@ def test_how_many_batches_are_announced_is_bounded() -> None:
     with pytest.raises(CapacityError, match="254 batches are announced"):
         store.announce([lookup])
     store.close()
+
+
+def test_a_pipeline_that_ends_early_takes_its_announcements_back() -> None:
+    hierarchy = tm.Hierarchy.load("dram-nand")
+    tiers = tuple(tier.replace(policy="lookahead").model_dump() for tier in hierarchy.tiers)
+    bags = tm.TieredEmbeddingBagCollection(
+        [tm.TableConfig(name="t", rows=ROWS, dim=16)],
+        hierarchy=hierarchy.replace(tiers=tiers),
+        optimizer=tm.SGD(lr=0.1),
+        announce_batches=200,
+    )
+    for _ in range(3):
+        source = (torch.tensor([step % ROWS]) for step in range(300))
+        for _ids, _ticket in bags.pipeline(source, lambda ids: [tm.Lookup(0, ids, torch.tensor([0]))]):
+            break
+    assert bags.stats().open_tickets == 0
+    bags.close()

@@ -66,7 +66,7 @@ impl State {
         if self.compactions[log].running.is_some() {
             return false;
         }
-        let (blocks, _) = lower.logs[log].log.begin_compaction();
+        let blocks = lower.logs[log].log.begin_compaction();
         if blocks.is_empty() {
             return false;
         }

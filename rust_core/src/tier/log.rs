@@ -267,8 +267,7 @@ impl RowLog {
         for segment in emptied {
             self.live[segment as usize] = FREE;
             self.free.push_back(segment);
-            let first = segment * self.segment_blocks;
-            blocks.extend((first..first + self.segment_blocks).map(|block| self.key(block)));
+            blocks.extend(self.blocks_of(segment));
         }
         blocks
     }
@@ -286,8 +285,8 @@ impl RowLog {
     }
 
     /// Chooses the segments with the fewest rows, until together they leave room for one more, and holds them. Gives
-    /// their blocks and the rows that live in them; nothing if the log has no gaps.
-    pub fn begin_compaction(&mut self) -> (Vec<BlockKey>, u64) {
+    /// their blocks; none if the log has no gaps.
+    pub fn begin_compaction(&mut self) -> Vec<BlockKey> {
         let open = self.open.map(|(segment, _)| segment);
         let mut written: Vec<(u32, u32)> = self
             .live
@@ -298,25 +297,23 @@ impl RowLog {
             .collect();
         let few = COMPACTED_SEGMENTS_MAX.min(written.len());
         if few == 0 {
-            return (Vec::new(), 0);
+            return Vec::new();
         }
         written.select_nth_unstable(few - 1);
         written.truncate(few);
         written.sort_unstable();
-        let (mut gaps, mut rows) = (0, 0);
+        let mut gaps = 0;
         for &(live, segment) in &written {
             if gaps >= self.rows_per_segment() {
                 break;
             }
             gaps += self.rows_per_segment() - u64::from(live);
-            rows += u64::from(live);
             self.held.push(segment);
         }
         if gaps == 0 {
             self.held.clear();
         }
-        let blocks = self.held.iter().flat_map(|&segment| self.blocks_of(segment)).collect();
-        (blocks, rows)
+        self.held.iter().flat_map(|&segment| self.blocks_of(segment)).collect()
     }
 
     /// What was held is free as it is emptied.
