@@ -9,12 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tiermem.config import (
+        LAMB,
         SGD,
+        Adagrad,
+        Adam,
         BackendConfig,
         DeviceSpec,
         Experiment,
         FaultConfig,
         Hierarchy,
+        PartialRowWiseAdam,
         Placement,
         RowWiseAdagrad,
         TierConfig,
@@ -38,7 +42,10 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "LAMB",
     "SGD",
+    "Adagrad",
+    "Adam",
     "BackendConfig",
     "CapacityError",
     "ClosedError",
@@ -53,6 +60,7 @@ __all__ = [
     "Hierarchy",
     "InputError",
     "Lookup",
+    "PartialRowWiseAdam",
     "Placement",
     "RowWiseAdagrad",
     "TableConfig",
@@ -65,11 +73,15 @@ __all__ = [
 ]
 
 _CONFIG = (
+    "Adagrad",
+    "Adam",
     "BackendConfig",
     "DeviceSpec",
     "Experiment",
     "FaultConfig",
     "Hierarchy",
+    "LAMB",
+    "PartialRowWiseAdam",
     "Placement",
     "RowWiseAdagrad",
     "SGD",

@@ -134,17 +134,36 @@ class Store:
     def withdraw_announced(self) -> None:
         """What was announced and not yet prefetched will not come."""
 
+    def pool(
+        self,
+        lookups: list[tuple[int, _Bytes, _Bytes]],
+        outs: list[tuple[int, _Bytes, _Bytes | None]],
+        *,
+        mode: str,
+    ) -> None:
+        """Fetches a batch, pools (lookup, out float32 [B, D], sample weights), and gives the rows back."""
+
     def step(self, lr: float) -> None:
         """Applies all kept gradients: one update a row."""
+
+    def gradient_norm(self) -> float:
+        """The Euclidean norm of all kept gradients."""
+
+    def scale_gradients(self, factor: float) -> None:
+        """Multiplies all kept gradients."""
 
     def discard(self) -> None:
         """Forgets all kept gradients."""
 
-    def read_rows(self, table: int, start: int, weights: _Bytes, state: _Bytes) -> None:
-        """Copies rows out: weights float32 [n, D], state float32 [n, S]."""
+    def read_rows(
+        self, table: int, start: int, weights: _Bytes, state: _Bytes, *, stored: bool = False
+    ) -> None:
+        """Copies rows out: weights float32 [n, D] or as stored, state float32 [n, S]."""
 
-    def write_rows(self, table: int, start: int, weights: _Bytes, state: _Bytes | None = None) -> None:
-        """Replaces rows: weights float32 [n, D], state float32 [n, S] or zero."""
+    def write_rows(
+        self, table: int, start: int, weights: _Bytes, state: _Bytes | None = None, *, stored: bool = False
+    ) -> None:
+        """Replaces rows: weights float32 [n, D] or as stored, state float32 [n, S] or zero."""
 
     def save_rows(self, path: str | PathLike[str]) -> int:
         """Writes all rows that exist to a new file; gives their number."""
@@ -155,9 +174,21 @@ class Store:
     def chunk_rows(self, table: int) -> int:
         """The most ids of one forward-only lookup that surely fit in staging memory."""
 
+    def state_floats(self, table: int) -> int:
+        """Floats of optimizer state in a row of a table."""
+
+    def steps(self) -> int:
+        """Optimizer steps so far."""
+
+    def set_steps(self, steps: int) -> None:
+        """Continues the count of optimizer steps."""
+
+    def is_resident(self, table: int) -> bool:
+        """Whether all rows of a table live in the fastest tier."""
+
     @property
-    def state_floats(self) -> int:
-        """Floats of optimizer state in a row."""
+    def simd(self) -> str:
+        """The instructions that the kernels use."""
 
     @property
     def is_virtual(self) -> bool:
@@ -197,24 +228,14 @@ class Ticket:
     def release(self) -> None:
         """Gives the rows back, at the next step if gradients wait for one. Idempotent."""
 
-    def gather(self, lookup: int, out: _Bytes, *, mean: bool, sample_weights: _Bytes | None = None) -> None:
-        """Pools the rows of a lookup into float32 [B, D]."""
+    def gather(self, outs: list[tuple[int, _Bytes, _Bytes | None]], *, mode: str) -> None:
+        """Pools (lookup, out float32 [B, D], sample weights float32 [L])."""
 
-    def accumulate(
-        self, lookup: int, gradients: _Bytes, *, mean: bool, sample_weights: _Bytes | None = None
-    ) -> None:
-        """Keeps the gradient float32 [B, D] of a lookup for the next step."""
+    def accumulate(self, gradients: list[tuple[int, _Bytes, _Bytes | None]], *, mode: str) -> None:
+        """Keeps (lookup, gradient float32 [B, D], sample weights) for the next step."""
 
-    def update(
-        self,
-        lookup: int,
-        gradients: _Bytes,
-        lr: float,
-        *,
-        mean: bool,
-        sample_weights: _Bytes | None = None,
-    ) -> None:
-        """Applies the gradient float32 [B, D] of a lookup at once."""
+    def update(self, gradients: list[tuple[int, _Bytes, _Bytes | None]], lr: float, *, mode: str) -> None:
+        """Applies (lookup, gradient float32 [B, D], sample weights) at once, as one step."""
 
     def sample_weight_gradient(self, lookup: int, gradients: _Bytes, out: _Bytes) -> None:
         """Gradient float32 [L] of the sample weights from float32 [B, D]."""

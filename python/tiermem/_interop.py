@@ -13,7 +13,10 @@ Bytes = npt.NDArray[np.uint8]
 
 def bytes_of(tensor: torch.Tensor) -> Bytes:
     """The memory of a contiguous CPU tensor as uint8; shares it, copies nothing."""
-    array: Bytes = tensor.detach().reshape(-1).view(torch.uint8).numpy()
+    if tensor.dtype == torch.bfloat16:
+        # numpy has no such type.
+        tensor = tensor.view(torch.uint8)
+    array: Bytes = tensor.detach().numpy().reshape(-1).view(np.uint8)
     return array
 
 

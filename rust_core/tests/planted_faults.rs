@@ -14,7 +14,7 @@ use tiermem_core::planted::{Fault, plant};
 use tiermem_core::store::{Budget, HomeLayout, Store};
 
 const DIMS: [Dim; 1] = [(300, 16)];
-const OPTIMIZER: OptimizerConfig = OptimizerConfig::RowwiseAdagrad { eps: 1e-8 };
+const OPTIMIZER: OptimizerConfig = OptimizerConfig::rowwise_adagrad(1e-8);
 
 /// One fault at a time in this process.
 static ONE: Mutex<()> = Mutex::new(());

@@ -14,7 +14,7 @@ use tiermem_core::store::{Budget, Lookup, PartConfig, Pooled, Store, StoreConfig
 const SUM: Pooled<'static> = Pooled { pooling: Pooling::Sum, sample_weights: None };
 
 fn small(tiers: Vec<TierConfig>, staging_bytes: u64) -> StoreConfig {
-    config(&[(10_000, 16)], tiers, OptimizerConfig::Sgd, staging_bytes)
+    config(&[(10_000, 16)], tiers, OptimizerConfig::sgd(), staging_bytes)
 }
 
 fn two_tiers(cache_rows: u64) -> Vec<TierConfig> {
@@ -100,8 +100,7 @@ fn a_device_smaller_than_the_table_and_a_memory_limit_are_capacity_errors() {
 
 #[test]
 fn gradients_of_two_lookups_are_one_update_and_keep_the_rows() {
-    let open =
-        |tiers| Store::open(config(&[(100, 4)], tiers, OptimizerConfig::RowwiseAdagrad { eps: 0.0 }, 1 << 16)).unwrap();
+    let open = |tiers| Store::open(config(&[(100, 4)], tiers, OptimizerConfig::rowwise_adagrad(0.0), 1 << 16)).unwrap();
     let two = open(vec![tier("dram", "dram-ddr4-2933", Some(Budget::Bytes(20))), tier("nand", "nand-p3700", None)]);
     let one = open(vec![tier("dram", "dram-ddr4-2933", None)]);
     let rows = |store: &Store| {
@@ -173,7 +172,7 @@ fn small_tables_get_staging_and_budgets_are_never_exceeded() {
     let tables = [(20, 4), (1_000_000, 64), (50_000, 16)];
     let open = |cache: u64, staging: u64| {
         let tiers = vec![tier("dram", "dram-ddr4-2933", Some(Budget::Bytes(cache))), tier("nand", "nand-p3700", None)];
-        Store::open(config(&tables, tiers, OptimizerConfig::Sgd, staging))
+        Store::open(config(&tables, tiers, OptimizerConfig::sgd(), staging))
     };
     let store = open(1 << 20, 1 << 20).unwrap();
     let ids: Vec<i64> = (0..20).collect();
@@ -192,7 +191,7 @@ fn sizes_that_no_host_has_are_refused_before_memory_is_asked_for() {
     let refused = |rows, dim, kind: ErrorKind| {
         for tiers in [vec![tier("dram", "dram-ddr4-2933", None)], two_tiers(1 << 40)] {
             let error =
-                Store::open(config(&[(rows, dim)], tiers, OptimizerConfig::Sgd, 1 << 60)).map(drop).unwrap_err();
+                Store::open(config(&[(rows, dim)], tiers, OptimizerConfig::sgd(), 1 << 60)).map(drop).unwrap_err();
             assert_eq!(error.kind(), kind, "{error}");
         }
     };

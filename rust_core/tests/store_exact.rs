@@ -159,7 +159,7 @@ proptest! {
     ) {
         let batches = [batches, churn()].concat();
         let dims = dims(same_dim);
-        let optimizer = if adagrad { OptimizerConfig::RowwiseAdagrad { eps: 1e-8 } } else { OptimizerConfig::Sgd };
+        let optimizer = if adagrad { OptimizerConfig::rowwise_adagrad(1e-8) } else { OptimizerConfig::sgd() };
         let expected = scalar_twin(&dims, &batches, optimizer);
         let config = shape.config(&dims, optimizer);
         let tiered = Store::open(config.clone()).unwrap();
@@ -180,7 +180,7 @@ proptest! {
 
 #[test]
 fn memory_alone_agrees_with_the_plain_twin() {
-    for optimizer in [OptimizerConfig::Sgd, OptimizerConfig::RowwiseAdagrad { eps: 1e-8 }] {
+    for optimizer in [OptimizerConfig::sgd(), OptimizerConfig::rowwise_adagrad(1e-8)] {
         let dims = dims(false);
         let memory =
             Store::open(config(&dims, vec![tier("dram", "dram-ddr4-2933", None)], optimizer, 1 << 20)).unwrap();
@@ -192,7 +192,7 @@ fn memory_alone_agrees_with_the_plain_twin() {
 #[test]
 fn a_log_that_is_written_over_and_over_is_compacted_and_keeps_its_rows() {
     let dims = dims(true);
-    let optimizer = OptimizerConfig::RowwiseAdagrad { eps: 1e-8 };
+    let optimizer = OptimizerConfig::rowwise_adagrad(1e-8);
     let mut tiers = vec![tier("dram", "dram-ddr4-2933", Some(Budget::Bytes(4 * 68))), tier("nand", "nand-p3700", None)];
     assert_eq!(tiers[1].device.kind, DeviceKind::Block);
     tiers[1].layout = HomeLayout::Log { segment_bytes: 8192, spare: 0.2, compaction_share: 0.5, paged_index: false };

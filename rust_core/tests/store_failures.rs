@@ -89,14 +89,14 @@ fn tiers(layout: HomeLayout) -> Vec<TierConfig> {
 }
 
 fn adagrad(tiers: Vec<TierConfig>) -> StoreConfig {
-    config(&DIMS, tiers, OptimizerConfig::RowwiseAdagrad { eps: 1e-8 }, 1 << 16)
+    config(&DIMS, tiers, OptimizerConfig::rowwise_adagrad(1e-8), 1 << 16)
 }
 
 #[test]
 fn a_failure_at_any_operation_of_any_tier_fails_one_call_and_loses_nothing() {
     let expected = {
         let batches = batches();
-        scalar_twin(&DIMS, &batches, OptimizerConfig::RowwiseAdagrad { eps: 1e-8 })
+        scalar_twin(&DIMS, &batches, OptimizerConfig::rowwise_adagrad(1e-8))
     };
     let log = HomeLayout::Log { segment_bytes: 8192, spare: 0.25, compaction_share: 0.5, paged_index: false };
     for layout in [HomeLayout::InPlace, log] {
@@ -159,7 +159,7 @@ fn tickets_released_while_a_tier_fails_are_given_back_when_it_works_again() {
     };
     let tiers = vec![tier("dram", "dram-ddr4-2933", Some(Budget::Bytes(68))), tier("nand", "nand-p3700", None)];
     // Staging holds twenty rows.
-    let config = config(&DIMS, tiers, OptimizerConfig::RowwiseAdagrad { eps: 1e-8 }, 20 * 68);
+    let config = config(&DIMS, tiers, OptimizerConfig::rowwise_adagrad(1e-8), 20 * 68);
     let store = Store::open_wrapped(config, &wrap).unwrap();
     store.write_rows(0, 0, &vec![7.0; 16 * 300], None).unwrap();
     let mut failures = 0;
@@ -183,7 +183,7 @@ fn a_release_that_failed_gives_its_room_back_to_whoever_waits_once_the_tier_work
             Box::new(FailingBackend::for_a_while(1, 1, libc::EIO, RamBackend::new(1 << 24).unwrap()))
         };
         let tiers = vec![tier("dram", "dram-ddr4-2933", Some(Budget::Bytes(68))), tier("nand", "nand-p3700", None)];
-        let config = config(&DIMS, tiers, OptimizerConfig::RowwiseAdagrad { eps: 1e-8 }, 10 * 68);
+        let config = config(&DIMS, tiers, OptimizerConfig::rowwise_adagrad(1e-8), 10 * 68);
         let store = Store::open_wrapped(config, &wrap).unwrap();
         store.write_rows(0, 0, &vec![7.0; 16 * 300], None).unwrap();
         let prefetch = |start: i64| {
@@ -210,7 +210,7 @@ fn a_full_device_fails_the_step_that_waits_for_it_and_keeps_what_was_trained() {
         Box::new(FailingBackend::for_a_while(0, 1, libc::ENOSPC, RamBackend::new(1 << 24).unwrap()))
     };
     let tiers = vec![tier("dram", "dram-ddr4-2933", Some(Budget::Bytes(68))), tier("nand", "nand-p3700", None)];
-    let config = config(&DIMS, tiers, OptimizerConfig::Sgd, 1 << 16);
+    let config = config(&DIMS, tiers, OptimizerConfig::sgd(), 1 << 16);
     let store = Store::open_wrapped(config, &wrap).unwrap();
     let ids: Vec<i64> = (0..50).collect();
     let ticket = store.prefetch(&[Lookup { table: 0, ids: &ids, offsets: &[0] }]).unwrap();

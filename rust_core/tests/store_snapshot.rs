@@ -8,11 +8,11 @@ use std::path::Path;
 use common::training::{Batch, Dim, Kind, all_rows, run_step, scalar_twin, with_lookups};
 use common::{config, tier};
 use tiermem_core::ErrorKind;
-use tiermem_core::embedding::OptimizerConfig;
+use tiermem_core::embedding::{OptimizerConfig, RowType};
 use tiermem_core::store::{Budget, HomeLayout, Store, StoreConfig, TierConfig, verify_rows};
 
 const DIMS: [Dim; 2] = [(500, 16), (300, 7)];
-const OPTIMIZER: OptimizerConfig = OptimizerConfig::RowwiseAdagrad { eps: 1e-8 };
+const OPTIMIZER: OptimizerConfig = OptimizerConfig::rowwise_adagrad(1e-8);
 
 /// Leaves some rows of both tables alone.
 fn batches() -> Vec<Batch> {
@@ -87,6 +87,7 @@ fn training_goes_on_from_a_file_on_any_hierarchy_and_saving_disturbs_nothing() {
             assert!(rows < DIMS[0].0 + DIMS[1].0 - 80, "{rows} rows were saved: only those that exist");
             let found = run(&resumed, &batches[17..], 17, None);
             assert!(expected.ends_with(&found), "from {name}");
+            assert_eq!(resumed.steps().unwrap(), store.steps().unwrap(), "steps are counted on from the file");
         }
     }
     let path = folder.path().join("tiers");
@@ -134,7 +135,11 @@ fn a_file_of_other_tables_is_refused_before_anything_changes() {
     let other = Store::open(config(&[(500, 16), (301, 7)], tiers(), OPTIMIZER, 1 << 16)).unwrap();
     let error = other.load_rows(&path).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Config);
-    assert!(error.to_string().contains("table \"t1\" has 300 rows of 7 columns in it"), "{error}");
-    let other = Store::open(config(&DIMS, tiers(), OptimizerConfig::Sgd, 1 << 16)).unwrap();
+    assert!(error.to_string().contains("it has \"t1\" with 300 rows of 7 columns in fp32"), "{error}");
+    let other = Store::open(config(&DIMS, tiers(), OptimizerConfig::sgd(), 1 << 16)).unwrap();
     assert!(other.load_rows(&path).unwrap_err().to_string().contains("1 floats of optimizer state"));
+    let mut halves = config(&DIMS, tiers(), OPTIMIZER, 1 << 16);
+    halves.tables[0].row_type = RowType::Fp16;
+    let error = Store::open(halves).unwrap().load_rows(&path).unwrap_err();
+    assert!(error.to_string().contains("in fp32") && error.to_string().contains("in fp16"), "{error}");
 }

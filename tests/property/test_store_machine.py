@@ -282,7 +282,7 @@ class StoreMachine(RuleBasedStateMachine):
         weights = (np.arange(count * DIMS[table], dtype=np.float32) + self.steps).reshape(
             count, DIMS[table]
         ) / 64
-        state = np.full((count, self.store.state_floats), self.steps, np.float32)
+        state = np.full((count, self.store.state_floats(table)), self.steps, np.float32)
         self.store.write_rows(
             table, start, torch.from_numpy(weights), torch.from_numpy(state) if with_state else None
         )

@@ -200,9 +200,9 @@ def test_state_dict_round_trip_and_wrong_tables() -> None:
     assert torch.equal(a, b)
     assert torch.equal(a_state, b_state)
     with pytest.raises(ConfigError, match="has tables"):
-        second.set_extra_state({"u": (a, a_state)})
+        second.set_extra_state({"steps": 1, "tables": {"u": (a, a_state)}})
     with pytest.raises(ConfigError, match="expected"):
-        second.set_extra_state({"t": (a[:50], a_state[:50])})
+        second.set_extra_state({"steps": 1, "tables": {"t": (a[:50], a_state[:50])}})
 
 
 def test_a_closed_store_says_so_and_cannot_be_pickled() -> None:

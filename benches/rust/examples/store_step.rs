@@ -6,7 +6,7 @@ use std::time::Instant;
 use tiermem_core::backend::BackendConfig;
 use tiermem_core::cache::PolicyKind;
 use tiermem_core::device::{DeviceSpec, FaultSpec};
-use tiermem_core::embedding::{Initialisation, OptimizerConfig, Pooling, TableConfig};
+use tiermem_core::embedding::{Initialisation, OptimizerConfig, Pooling, Rounding, RowType, TableConfig};
 use tiermem_core::rng;
 use tiermem_core::store::{
     Budget, ClockMode, HomeLayout, Lookup, NonFinite, Pooled, Store, StoreConfig, TicketId, TierConfig,
@@ -43,18 +43,22 @@ fn open(mode: &str) -> Store {
         rows: ROWS,
         dim: DIM,
         init: Initialisation::Uniform { bound: 0.01 },
+        row_type: RowType::Fp32,
+        rounding: Rounding::Nearest,
     };
     let config = StoreConfig {
         tables: (0..TABLES).map(table).collect(),
         tiers,
         parts: None,
-        optimizer: OptimizerConfig::RowwiseAdagrad { eps: 1e-8 },
+        optimizer: OptimizerConfig::rowwise_adagrad(1e-8),
         staging_bytes: 64 << 20,
         memory_limit_bytes: None,
         clock: ClockMode::Virtual,
         seed: 1,
         non_finite_gradients: NonFinite::Pass,
         timeline: false,
+        threads: 1,
+        simd: None,
     };
     Store::open(config).expect("a valid store")
 }

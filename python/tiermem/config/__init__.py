@@ -16,13 +16,26 @@ from tiermem.config.experiment import (
 from tiermem.config.fault import FaultConfig
 from tiermem.config.hierarchy import BackendConfig, ClockMode, Hierarchy, LogConfig, TierConfig
 from tiermem.config.names import available, resolve
-from tiermem.config.optimizer import SGD, OptimizerConfig, RowWiseAdagrad
+from tiermem.config.optimizer import (
+    LAMB,
+    SGD,
+    Adagrad,
+    Adam,
+    OptimizerConfig,
+    PartialRowWiseAdam,
+    Rounding,
+    RowType,
+    RowWiseAdagrad,
+)
 from tiermem.config.placement import Placement, TablePlacement
 from tiermem.config.synth import SynthConfig, SynthTable
 from tiermem.config.tables import TableEntry, TableSet, TableSource
 
 __all__ = [
+    "LAMB",
     "SGD",
+    "Adagrad",
+    "Adam",
     "BackendConfig",
     "ClockMode",
     "ComputeConfig",
@@ -38,9 +51,12 @@ __all__ = [
     "ModelConfig",
     "Operation",
     "OptimizerConfig",
+    "PartialRowWiseAdam",
     "Placement",
     "PublishedPoint",
     "RecboleData",
+    "Rounding",
+    "RowType",
     "RowWiseAdagrad",
     "SynthConfig",
     "SynthTable",

@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from tiermem.config.base import BytesPerSecond, Config, DurationNs, load_toml, merge_overrides
 from tiermem.config.hierarchy import Budget, Hierarchy
 from tiermem.config.names import resolve
-from tiermem.config.optimizer import OptimizerConfig
+from tiermem.config.optimizer import OptimizerConfig, Rounding, RowType
 from tiermem.config.placement import PlacementSource
 
 __all__ = [
@@ -137,6 +137,10 @@ class ModelConfig(Config):
     """Hidden widths of the dense arch."""
     over_layers: tuple[int, ...] = (64,)
     """Hidden widths of the over arch."""
+    row_type: RowType = "fp32"
+    """How the rows of every embedding table are stored."""
+    rounding: Rounding = "stochastic"
+    """How updated rows are rounded to a row type narrower than fp32."""
 
 
 class TrainConfig(Config):

@@ -3,7 +3,8 @@
 from tiermem.embedding.bag import TieredEmbeddingBag
 from tiermem.embedding.collection import TieredEmbeddingBagCollection
 from tiermem.embedding.optim import RowOptimizer
-from tiermem.embedding.store import EmbeddingStore, Lookup, TableConfig, Ticket
+from tiermem.embedding.store import EmbeddingStore
+from tiermem.embedding.table import Lookup, TableConfig, Ticket
 
 __all__ = [
     "EmbeddingStore",

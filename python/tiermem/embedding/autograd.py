@@ -1,12 +1,13 @@
 """Pooled lookups as one differentiable operation."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch.autograd.function import once_differentiable
 
-from tiermem.embedding.store import EmbeddingStore, Ticket
+from tiermem.embedding.store import EmbeddingStore
+from tiermem.embedding.table import Ticket
 
 __all__ = ["PooledUse", "pooled_lookup"]
 
@@ -30,9 +31,9 @@ class PooledUse:
         self.owned = owned
         self.done = False
 
-    def backward(self, position: int, gradient: torch.Tensor) -> None:
-        """Hands the gradient of one lookup over."""
-        self.store.backward(self.ticket, position, gradient, lr=None if self.lr is None else self.lr())
+    def backward(self, gradients: Sequence[torch.Tensor | None]) -> None:
+        """Hands the gradients of the lookups over; `None` where there is none."""
+        self.store.backward_all(self.ticket, gradients, lr=None if self.lr is None else self.lr())
 
     def finish(self) -> None:
         """Every gradient was handed over."""
@@ -57,7 +58,7 @@ class _PooledLookup(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         # Saved, so that torch refuses a second backward, and weights that were changed in between.
         ctx.save_for_backward(anchor, *sample_weights)
-        return tuple(use.store.gather(use.ticket, position) for position in range(len(use.ticket.lookups)))
+        return use.store.gather_all(use.ticket)
 
     @staticmethod
     @once_differentiable
@@ -74,9 +75,7 @@ class _PooledLookup(torch.autograd.Function):
             else None
             for position, gradient in enumerate(gradients)
         ]
-        for position, gradient in enumerate(gradients):
-            if gradient is not None:
-                use.backward(position, gradient)
+        use.backward(gradients)
         use.finish()
         return (None, None, *of_weights)
 

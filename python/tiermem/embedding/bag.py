@@ -6,10 +6,10 @@ import torch
 from torch import nn
 
 from tiermem import _core
-from tiermem.config import SGD, Hierarchy, RowWiseAdagrad
+from tiermem.config import Hierarchy, OptimizerConfig, Rounding, RowType
 from tiermem.embedding.collection import TieredEmbeddingBagCollection, load_rows
 from tiermem.embedding.optim import RowOptimizer
-from tiermem.embedding.store import Lookup, TableConfig
+from tiermem.embedding.table import Lookup, TableConfig
 from tiermem.errors import ConfigError, InputError
 from tiermem.stats import StoreStats
 
@@ -32,7 +32,10 @@ class TieredEmbeddingBag(nn.Module):
         fused_in_backward: apply the gradients inside backward instead of in `optimizer().step()`.
         init_bound: rows start uniform in [-bound, bound); `None`: sqrt(1 / rows). Torch draws from a normal
             distribution instead; use `from_torch` for given values.
-        seed: seed of initial values and latency draws.
+        row_type: how weights are stored; outputs and gradients are float32 whatever it is.
+        rounding: how an updated row is stored in a type of fewer bits.
+        threads: that share the work of a lookup or an update; see `EmbeddingStore`.
+        seed: seed of initial values, latency draws and rounding.
 
     Example:
         >>> import tiermem as tm
@@ -56,9 +59,12 @@ class TieredEmbeddingBag(nn.Module):
         padding_idx: int | None = None,
         *,
         hierarchy: Hierarchy,
-        optimizer: SGD | RowWiseAdagrad,
+        optimizer: OptimizerConfig,
         fused_in_backward: bool = False,
         init_bound: float | None = None,
+        row_type: RowType = "fp32",
+        rounding: Rounding = "stochastic",
+        threads: int | None = None,
         seed: int = 1,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
@@ -81,13 +87,21 @@ class TieredEmbeddingBag(nn.Module):
         self.embedding_dim = embedding_dim
         self.mode = mode
         self.include_last_offset = include_last_offset
-        table = TableConfig(name="weight", rows=num_embeddings, dim=embedding_dim, init_bound=init_bound)
+        table = TableConfig(
+            name="weight",
+            rows=num_embeddings,
+            dim=embedding_dim,
+            init_bound=init_bound,
+            row_type=row_type,
+            rounding=rounding,
+        )
         self.bags = TieredEmbeddingBagCollection(
             [table],
             hierarchy=hierarchy,
             optimizer=optimizer,
             mode=mode,
             fused_in_backward=fused_in_backward,
+            threads=threads,
             seed=seed,
             gate=gate,
         )
@@ -98,7 +112,7 @@ class TieredEmbeddingBag(nn.Module):
         module: nn.EmbeddingBag,
         *,
         hierarchy: Hierarchy,
-        optimizer: SGD | RowWiseAdagrad,
+        optimizer: OptimizerConfig,
         **options: Any,  # noqa: ANN401
     ) -> Self:
         """A tiered bag with the weights and the settings of a torch module; streams them in chunks.

@@ -12,10 +12,11 @@ from torch import nn
 
 from tiermem import _core
 from tiermem._interop import id_vector
-from tiermem.config import SGD, Hierarchy, Placement, RowWiseAdagrad
+from tiermem.config import Hierarchy, OptimizerConfig, Placement
 from tiermem.embedding.autograd import PooledUse, pooled_lookup
 from tiermem.embedding.optim import RowOptimizer
-from tiermem.embedding.store import EmbeddingStore, Lookup, Mode, NonFinite, TableConfig, Ticket
+from tiermem.embedding.store import EmbeddingStore
+from tiermem.embedding.table import Lookup, Mode, NonFinite, TableConfig, Ticket
 from tiermem.errors import ConfigError
 from tiermem.stats import StoreStats
 
@@ -33,7 +34,7 @@ class TieredEmbeddingBagCollection(nn.Module):
         tables: the tables.
         hierarchy: tiers, budgets, clock.
         optimizer: of all tables.
-        mode: pooling, "sum" or "mean".
+        mode: pooling, "sum" or "mean"; or "none": one row of output for each id.
         fused_in_backward: apply the gradients inside backward, with each table looked up once per
             step; otherwise `optimizer().step()` applies them.
         prefetch_distance: how many batches ahead `pipeline` fetches.
@@ -42,7 +43,8 @@ class TieredEmbeddingBagCollection(nn.Module):
             others.
         non_finite_gradients: "pass" or "refuse"; see `EmbeddingStore`.
         timeline: remember transfers and dirty rows; see `EmbeddingStore`.
-        seed: seed of initial values and latency draws.
+        threads: that share the work of a lookup or an update; see `EmbeddingStore`.
+        seed: seed of initial values, latency draws and rounding.
 
     Example:
         >>> import tiermem as tm
@@ -60,7 +62,7 @@ class TieredEmbeddingBagCollection(nn.Module):
         tables: Sequence[TableConfig],
         *,
         hierarchy: Hierarchy,
-        optimizer: SGD | RowWiseAdagrad,
+        optimizer: OptimizerConfig,
         mode: Mode = "sum",
         fused_in_backward: bool = False,
         prefetch_distance: int = 0,
@@ -68,6 +70,7 @@ class TieredEmbeddingBagCollection(nn.Module):
         placement: Placement | str | os.PathLike[str] | None = None,
         non_finite_gradients: NonFinite = "pass",
         timeline: bool = False,
+        threads: int | None = None,
         seed: int = 1,
         gate: _core.Gate | None = None,
     ) -> None:
@@ -89,12 +92,13 @@ class TieredEmbeddingBagCollection(nn.Module):
             placement=placement,
             non_finite_gradients=non_finite_gradients,
             timeline=timeline,
+            threads=threads,
             seed=seed,
             gate=gate,
         )
         # Not a parameter: rows have no tensor here, and other optimizers must not see a stand-in.
         self._anchor = torch.zeros(0, requires_grad=True)
-        self._optimizer = RowOptimizer(self.store, self._anchor, optimizer.lr)
+        self._optimizer = RowOptimizer(self.store, self._anchor, optimizer.lr, fused=fused_in_backward)
         # By table, the last forward pass whose gradients backward has to apply at once.
         self._uses: dict[int, weakref.ref[PooledUse]] = {}
 
@@ -120,7 +124,7 @@ class TieredEmbeddingBagCollection(nn.Module):
             self.store.wait(batch)
             return self._pool(batch, owned=False)
         if not torch.is_grad_enabled():
-            return tuple(self._forward_only(lookup) for lookup in batch)
+            return self._forward_only(batch)
         ticket = self.prefetch(batch)
         self.store.wait(ticket)
         return self._pool(ticket, owned=True)
@@ -170,7 +174,7 @@ class TieredEmbeddingBagCollection(nn.Module):
 
     def _pool(self, ticket: Ticket, *, owned: bool) -> tuple[torch.Tensor, ...]:
         if not torch.is_grad_enabled():
-            return tuple(self.store.gather(ticket, position) for position in range(len(ticket.lookups)))
+            return self.store.gather_all(ticket)
         if not self.fused_in_backward:
             return pooled_lookup(self._anchor, PooledUse(self.store, ticket, None, owned=owned))
         use = PooledUse(self.store, ticket, lambda: self._optimizer.lr, owned=owned)
@@ -184,7 +188,12 @@ class TieredEmbeddingBagCollection(nn.Module):
         self._uses.update(dict.fromkeys(tables, weakref.ref(use)))
         return pooled_lookup(self._anchor, use)
 
-    def _forward_only(self, lookup: Lookup) -> torch.Tensor:
+    def _forward_only(self, batch: Sequence[Lookup]) -> tuple[torch.Tensor, ...]:
+        if all(self.store.is_resident(lookup.table) for lookup in batch):
+            return self.store.pool(batch)
+        return tuple(self._in_chunks(lookup) for lookup in batch)
+
+    def _in_chunks(self, lookup: Lookup) -> torch.Tensor:
         limit = self.store.chunk_rows(lookup.table)
         offsets = id_vector("offsets", lookup.offsets)
         if len(lookup.ids) <= limit or not _are_offsets(offsets, len(lookup.ids)):
@@ -197,22 +206,23 @@ class TieredEmbeddingBagCollection(nn.Module):
         return torch.cat(chunks)
 
     def _forward_chunk(self, lookup: Lookup) -> torch.Tensor:
-        ticket = self.prefetch([lookup])
-        try:
-            self.store.wait(ticket)
-            return self.store.gather(ticket, 0)
-        finally:
-            self.store.release(ticket)
+        return self.store.pool([lookup])[0]
 
     def get_extra_state(self) -> dict[str, Any]:
-        """All rows, streamed out of the tiers: {table name: (weights [rows, D], state [rows, S])}."""
-        return {
+        """All rows, streamed out of the tiers.
+
+        Returns:
+            "steps": optimizer steps so far; "tables": {name: (weights as they are stored, state [rows, S])},
+            see `EmbeddingStore.read_stored_rows`.
+        """
+        tables = {
             table.name: tuple(
                 torch.cat(parts)
-                for parts in zip(*(rows[1:] for rows in self.store.rows(position)), strict=True)
+                for parts in zip(*(rows[1:] for rows in self.store.stored_rows(position)), strict=True)
             )
             for position, table in enumerate(self.store.tables)
         }
+        return {"steps": self.store.steps, "tables": tables}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Replaces all rows by those of a state dict.
@@ -221,34 +231,44 @@ class TieredEmbeddingBagCollection(nn.Module):
             ConfigError: if tables or shapes differ.
         """
         names = [table.name for table in self.store.tables]
-        if sorted(state) != sorted(names):
-            raise ConfigError(f"the state has tables {sorted(state)}; this collection has {sorted(names)}")
+        tables = state["tables"]
+        if sorted(tables) != sorted(names):
+            raise ConfigError(f"the state has tables {sorted(tables)}; this collection has {sorted(names)}")
         for position, name in enumerate(names):
-            _check_rows(self.store, position, *state[name])
+            _check_rows(self.store, position, *tables[name])
         for position, name in enumerate(names):
-            load_rows(self.store, position, *state[name])
+            load_rows(self.store, position, *tables[name])
+        self.store.steps = state["steps"]
 
 
 def load_rows(store: EmbeddingStore, table: int, weights: torch.Tensor, state: torch.Tensor | None) -> None:
     """Writes a whole table in chunks of bounded size.
+
+    Args:
+        store: the store.
+        table: number of the table.
+        weights: float32 [rows, D], or as they are stored.
+        state: float32 [rows, S]; zero without.
 
     Raises:
         ConfigError: if the shape is not that of the table.
     """
     _check_rows(store, table, weights, state)
     config = store.tables[table]
+    write = store.write_rows if weights.dtype == torch.float32 else store.write_stored_rows
     chunk = max(1, 2**22 // config.dim)
     for start in range(0, config.rows, chunk):
         part = slice(start, start + chunk)
-        store.write_rows(table, start, weights[part], None if state is None else state[part])
+        write(table, start, weights[part], None if state is None else state[part])
 
 
 def _check_rows(store: EmbeddingStore, table: int, weights: torch.Tensor, state: torch.Tensor | None) -> None:
     config = store.tables[table]
-    expected = {"weights": (config.rows, config.dim)}
+    width = config.weight_bytes if weights.dtype == torch.uint8 else config.dim
+    expected = {"weights": (config.rows, width)}
     found = {"weights": tuple(weights.shape)}
     if state is not None:
-        expected["state"] = (config.rows, store.state_floats)
+        expected["state"] = (config.rows, store.state_floats(table))
         found["state"] = tuple(state.shape)
     for part, shape in expected.items():
         if found[part] != shape:

@@ -1,10 +1,9 @@
 """The handle of a tiered store: lookups in, pooled rows out, exact updates back."""
 
-import dataclasses
 import json
 import os
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -12,89 +11,14 @@ import torch
 
 from tiermem import _core
 from tiermem._interop import bytes_of, float_rows, id_vector, new_float
-from tiermem.config import SGD, Hierarchy, Placement, RowWiseAdagrad
+from tiermem.config import Hierarchy, OptimizerConfig, Placement
+from tiermem.embedding.table import STORED_AS, Lookup, Mode, NonFinite, StageTimes, TableConfig, Ticket
 from tiermem.errors import ClosedError, ConfigError, InputError
 from tiermem.stats import StoreStats, TableStats
 
-__all__ = ["EmbeddingStore", "Lookup", "Mode", "StageTimes", "TableConfig", "Ticket"]
+__all__ = ["EmbeddingStore"]
 
-Mode = Literal["sum", "mean"]
-NonFinite = Literal["pass", "refuse"]
 _EXPORT_BYTES = 16 * 2**20
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class TableConfig:
-    """One embedding table."""
-
-    name: str
-    """Name, for errors and statistics."""
-    rows: int
-    """Number of rows."""
-    dim: int
-    """Columns."""
-    init_bound: float | None = None
-    """Rows start uniform in [-bound, bound); `None`: sqrt(1 / rows), as in the DLRM reference."""
-
-    def __post_init__(self) -> None:
-        if self.rows < 1 or self.dim < 1:
-            raise ConfigError(f'table "{self.name}" needs at least one row and one column')
-        if self.init_bound is not None and not 0 <= self.init_bound < float("inf"):
-            raise ConfigError(f'init_bound of table "{self.name}" must not be negative')
-
-    def core(self) -> dict[str, object]:
-        """The form that the extension reads."""
-        bound = self.rows**-0.5 if self.init_bound is None else self.init_bound
-        init = {"uniform": {"bound": bound}}
-        return {"name": self.name, "rows": self.rows, "dim": self.dim, "init": init}
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Lookup:
-    """Bags of one table. B = bags, L = ids in all bags together."""
-
-    table: int
-    """Table number."""
-    ids: torch.Tensor
-    """int64 or int32 [L]."""
-    offsets: torch.Tensor
-    """int64 or int32 [B]: first position of each bag; ascending, the first is 0."""
-    sample_weights: torch.Tensor | None = None
-    """float32 [L]: factor of each id; only with sums."""
-
-
-@dataclasses.dataclass(slots=True)
-class StageTimes:
-    """Nanoseconds that one step spent in the store, on the store's clock."""
-
-    wait_ns: int = 0
-    gather_ns: int = 0
-    update_ns: int = 0
-    release_ns: int = 0
-
-
-class Ticket:
-    """The rows of one prefetched batch: in memory from `wait` to `release`."""
-
-    def __init__(self, core: _core.Ticket, lookups: Sequence[Lookup]) -> None:
-        self._core = core
-        self.lookups = tuple(lookups)
-
-    def wait(self) -> None:
-        """Returns when the rows are in memory, and on a wall clock when they are due.
-
-        Blocks while earlier batches hold the staging memory that this one needs. A failed transfer is tried
-        again by the next call.
-
-        Raises:
-            CapacityError: if only the calling thread could release those earlier batches.
-            DeviceError: if a tier failed; names the tier and the rows.
-        """
-        self._core.wait()
-
-    def release(self) -> None:
-        """Gives the rows back, at the next step if gradients wait for one. Idempotent."""
-        self._core.release()
 
 
 class EmbeddingStore:
@@ -104,13 +28,17 @@ class EmbeddingStore:
         tables: the tables; their position is their number in a `Lookup`.
         hierarchy: tiers, budgets, clock.
         optimizer: of all tables.
-        mode: pooling of all tables, "sum" or "mean". An empty bag gives zeros.
+        mode: pooling of all tables, "sum" or "mean", where an empty bag gives zeros; or "none": one row of
+            output for each id.
         placement: where tables live, or the path of a plan file; `None`: in the slowest tier, cached by all
             others.
         non_finite_gradients: "pass" applies NaN and infinities as torch does, "refuse" raises `InputError`
             before any row of the lookup changes. Both count them (`stats().non_finite_values`).
         timeline: remember transfers and dirty rows, for `timeline()`.
-        seed: seed of initial values and latency draws.
+        threads: that share the work of a lookup or an update, and change no bit; `None`: as many as torch has
+            now.
+        simd: "scalar", "avx2" or "avx512"; `None`: the best that the processor has. It changes no bit.
+        seed: seed of initial values, latency draws and rounding.
         gate: for tests: a gate in front of all backends.
 
     Raises:
@@ -124,16 +52,21 @@ class EmbeddingStore:
         tables: Sequence[TableConfig],
         *,
         hierarchy: Hierarchy,
-        optimizer: SGD | RowWiseAdagrad,
+        optimizer: OptimizerConfig,
         mode: Mode = "sum",
         placement: Placement | str | os.PathLike[str] | None = None,
         non_finite_gradients: NonFinite = "pass",
         timeline: bool = False,
+        threads: int | None = None,
+        simd: Literal["scalar", "avx2", "avx512"] | None = None,
         seed: int = 1,
         gate: _core.Gate | None = None,
     ) -> None:
-        if mode not in ("sum", "mean"):
-            raise ConfigError(f'mode "{mode}" is not supported; use "sum" or "mean"')
+        if mode not in get_args(Mode):
+            raise ConfigError(f'mode "{mode}" is not supported; use "sum", "mean" or "none"')
+        threads = torch.get_num_threads() if threads is None else threads
+        if threads < 1:
+            raise ConfigError(f"threads must be at least 1, got {threads}")
         if not 0 <= seed < 2**64:
             raise ConfigError(f"seed must be between 0 and 2^64 - 1, got {seed}")
         if non_finite_gradients not in ("pass", "refuse"):
@@ -156,13 +89,32 @@ class EmbeddingStore:
             "memory_limit_bytes": hierarchy.memory_limit_bytes,
             "clock": hierarchy.clock,
             "seed": seed,
+            "threads": threads,
+            "simd": simd,
         }
         self._core = _core.Store(json.dumps(config), gate=gate)
 
+    def state_floats(self, table: int) -> int:
+        """Floats of optimizer state in a row of a table."""
+        return self._core.state_floats(table)
+
+    def is_resident(self, table: int) -> bool:
+        """Whether all rows of a table live in the fastest tier."""
+        return self._core.is_resident(table)
+
     @property
-    def state_floats(self) -> int:
-        """Floats of optimizer state in a row."""
-        return self._core.state_floats
+    def steps(self) -> int:
+        """Optimizer steps so far: what Adam calls t."""
+        return self._core.steps()
+
+    @steps.setter
+    def steps(self, steps: int) -> None:
+        self._core.set_steps(steps)
+
+    @property
+    def simd(self) -> str:
+        """The instructions that the kernels use: "scalar", "avx2" or "avx512"."""
+        return self._core.simd
 
     @property
     def is_virtual(self) -> bool:
@@ -221,7 +173,7 @@ class EmbeddingStore:
                     raise InputError(
                         f"there are {list(weights.shape)} sample weights for {list(ids.shape)} ids"
                     )
-                if self.mode == "mean":
+                if self.mode != "sum":
                     raise InputError('sample weights go with a sum; use mode="sum"')
             views.append((lookup.table, bytes_of(ids), bytes_of(offsets)))
             kept.append(Lookup(lookup.table, ids, offsets, weights))
@@ -235,27 +187,90 @@ class EmbeddingStore:
 
     def gather(self, ticket: Ticket, position: int) -> torch.Tensor:
         """Pools lookup `position` of a ticket: float32 [B, D]. The ticket was waited for."""
-        lookup = ticket.lookups[position]
-        out = new_float(len(lookup.offsets), self.tables[lookup.table].dim)
+        return self._gather(ticket, [position])[0]
+
+    def gather_all(self, ticket: Ticket) -> tuple[torch.Tensor, ...]:
+        """Pools all lookups of a ticket in one call: float32 [B, D] each; [L, D] with mode "none"."""
+        return self._gather(ticket, range(len(ticket.lookups)))
+
+    def _gather(self, ticket: Ticket, positions: Sequence[int]) -> tuple[torch.Tensor, ...]:
+        outs = [self._new_out(ticket.lookups[position]) for position in positions]
+        sides = [
+            (position, bytes_of(out), _weights(ticket.lookups[position]))
+            for position, out in zip(positions, outs, strict=True)
+        ]
         began_ns = self.now_ns()
-        ticket._core.gather(
-            position, bytes_of(out), mean=self.mode == "mean", sample_weights=_weights(lookup)
-        )
+        ticket._core.gather(sides, mode=self.mode)
         self.times.gather_ns += self.now_ns() - began_ns
-        return out
+        return tuple(outs)
+
+    def pool(self, lookups: Sequence[Lookup]) -> tuple[torch.Tensor, ...]:
+        """Fetches a batch, pools all its lookups, and gives the rows back, in one call; without gradients.
+
+        Returns:
+            As `gather_all`.
+
+        Raises:
+            InputError: as `prefetch`.
+            CapacityError: if the batch needs more rows than staging memory holds, or than open tickets of
+                this thread leave.
+            DeviceError: if a tier failed.
+        """
+        views, kept = self._views(lookups)
+        outs = [self._new_out(lookup) for lookup in kept]
+        sides = [
+            (position, bytes_of(out), _weights(lookup))
+            for position, (lookup, out) in enumerate(zip(kept, outs, strict=True))
+        ]
+        self._core.pool(views, sides, mode=self.mode)
+        return tuple(outs)
+
+    def _new_out(self, lookup: Lookup) -> torch.Tensor:
+        return new_float(
+            len(lookup.ids if self.mode == "none" else lookup.offsets), self.tables[lookup.table].dim
+        )
 
     def backward(self, ticket: Ticket, position: int, gradients: torch.Tensor, *, lr: float | None) -> None:
         """Takes the gradient float32 [B, D] of a lookup: applied at once with `lr`, kept without."""
-        lookup = ticket.lookups[position]
-        view = bytes_of(float_rows("gradients", gradients))
-        mean, weights = self.mode == "mean", _weights(lookup)
-        core = ticket._core
+        every: list[torch.Tensor | None] = [None] * len(ticket.lookups)
+        every[position] = gradients
+        self.backward_all(ticket, every, lr=lr)
+
+    def backward_all(
+        self, ticket: Ticket, gradients: Sequence[torch.Tensor | None], *, lr: float | None
+    ) -> None:
+        """Takes the gradients of all lookups of a ticket: applied at once, as one step, with `lr`; or kept.
+
+        Args:
+            ticket: the batch.
+            gradients: float32 [B, D] for each lookup, [L, D] with mode "none", in any strides; `None` where
+                there is none.
+            lr: learning rate; `None` keeps the gradients for `step`.
+
+        Raises:
+            InputError: for a wrong shape or dtype; nothing was changed or kept.
+        """
+        sides = [
+            (position, bytes_of(float_rows("gradients", gradient)), _weights(ticket.lookups[position]))
+            for position, gradient in enumerate(gradients)
+            if gradient is not None
+        ]
+        if not sides:
+            return
         began_ns = self.now_ns()
         if lr is None:
-            core.accumulate(position, view, mean=mean, sample_weights=weights)
+            ticket._core.accumulate(sides, mode=self.mode)
         else:
-            core.update(position, view, lr, mean=mean, sample_weights=weights)
+            ticket._core.update(sides, lr, mode=self.mode)
         self.times.update_ns += self.now_ns() - began_ns
+
+    def gradient_norm(self) -> float:
+        """The Euclidean norm of all kept gradients, each row's summed over its lookups first."""
+        return self._core.gradient_norm()
+
+    def scale_gradients(self, factor: float) -> None:
+        """Multiplies all kept gradients by a factor."""
+        self._core.scale_gradients(factor)
 
     def sample_weight_gradient(self, ticket: Ticket, position: int, gradients: torch.Tensor) -> torch.Tensor:
         """Gradient float32 [L] of a lookup's sample weights; before its rows are updated."""
@@ -285,31 +300,79 @@ class EmbeddingStore:
         return self._core.chunk_rows(table)
 
     def rows(self, table: int) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
-        """All rows in chunks of bounded size: (first row, weights [n, D], state [n, S])."""
-        config = self.tables[table]
-        chunk = max(1, _EXPORT_BYTES // (4 * (config.dim + self.state_floats)))
-        for start in range(0, config.rows, chunk):
-            count = min(chunk, config.rows - start)
+        """All rows in chunks of bounded size: (first row, weights float32 [n, D], state [n, S])."""
+        for start, count in self._chunks(table):
             yield start, *self.read_rows(table, start, count)
+
+    def stored_rows(self, table: int) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
+        """As `rows`, with the weights as `read_stored_rows` has them."""
+        for start, count in self._chunks(table):
+            yield start, *self.read_stored_rows(table, start, count)
+
+    def _chunks(self, table: int) -> Iterator[tuple[int, int]]:
+        config = self.tables[table]
+        chunk = max(1, _EXPORT_BYTES // (4 * (config.dim + self.state_floats(table))))
+        for start in range(0, config.rows, chunk):
+            yield start, min(chunk, config.rows - start)
 
     def read_rows(self, table: int, start: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Rows `start ..`: weights float32 [count, D], state float32 [count, S]. Costs no virtual time."""
-        if start < 0 or count < 0:
-            raise InputError(f"rows to copy start at {start} and are {count}; neither may be negative")
-        weights = new_float(count, self.tables[table].dim)
-        state = new_float(count, self.state_floats)
-        self._core.read_rows(table, start, bytes_of(weights), bytes_of(state))
+        weights = new_float(_not_negative(start, count), self.tables[table].dim)
+        return self._read(table, start, weights, stored=False)
+
+    def read_stored_rows(self, table: int, start: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `read_rows`, with the weights as they are stored.
+
+        Returns:
+            weights [count, D] as float32, float16 or bfloat16, or for int8 rows uint8 [count, D + 8] (codes,
+            then scale and bias as float32); state float32 [count, S].
+        """
+        config = self.tables[table]
+        dtype = STORED_AS[config.row_type]
+        width = config.weight_bytes // dtype.itemsize
+        return self._read(
+            table, start, torch.empty(_not_negative(start, count), width, dtype=dtype), stored=True
+        )
+
+    def _read(
+        self, table: int, start: int, weights: torch.Tensor, *, stored: bool
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        state = new_float(len(weights), self.state_floats(table))
+        self._core.read_rows(table, start, bytes_of(weights), bytes_of(state), stored=stored)
         return weights, state
 
     def write_rows(
         self, table: int, start: int, weights: torch.Tensor, state: torch.Tensor | None = None
     ) -> None:
-        """Replaces rows `start ..` by weights float32 [n, D], and state float32 [n, S] or zero."""
-        if start < 0:
-            raise InputError(f"rows to replace start at {start}, which may not be negative")
-        view = bytes_of(float_rows("weights", weights))
+        """Replaces rows `start ..` by weights float32 [n, D], and state float32 [n, S] or zero.
+
+        In a type of fewer bits each weight becomes the nearest value.
+        """
+        self._write(table, start, float_rows("weights", weights), state, stored=False)
+
+    def write_stored_rows(
+        self, table: int, start: int, weights: torch.Tensor, state: torch.Tensor | None = None
+    ) -> None:
+        """Replaces rows `start ..` by weights as `read_stored_rows` has them, and state [n, S] or zero.
+
+        Raises:
+            InputError: for another dtype or width.
+        """
+        config = self.tables[table]
+        dtype = STORED_AS[config.row_type]
+        if weights.dtype != dtype or weights.dim() != 2:
+            raise InputError(
+                f'stored rows of table "{config.name}" are {dtype} of 2 dimensions, not {weights.dtype} of '
+                f"{weights.dim()}"
+            )
+        self._write(table, start, weights.contiguous(), state, stored=True)
+
+    def _write(
+        self, table: int, start: int, weights: torch.Tensor, state: torch.Tensor | None, *, stored: bool
+    ) -> None:
+        _not_negative(start, 0)
         state_view = None if state is None else bytes_of(float_rows("state", state))
-        self._core.write_rows(table, start, view, state_view)
+        self._core.write_rows(table, start, bytes_of(weights), state_view, stored=stored)
 
     def save_rows(self, path: str | os.PathLike[str]) -> int:
         """Writes all rows that exist, weights and optimizer state, to a new file; gives their number.
@@ -370,3 +433,9 @@ class EmbeddingStore:
 def _weights(lookup: Lookup) -> npt.NDArray[np.uint8] | None:
     weights = lookup.sample_weights
     return None if weights is None else bytes_of(float_rows("sample_weights", weights))
+
+
+def _not_negative(start: int, count: int) -> int:
+    if start < 0 or count < 0:
+        raise InputError(f"rows to copy start at {start} and are {count}; neither may be negative")
+    return count

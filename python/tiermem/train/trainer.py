@@ -16,7 +16,7 @@ from tiermem.config import Experiment
 from tiermem.data import Batch, Dataset, batches
 from tiermem.data.accesses import Bags
 from tiermem.embedding import Lookup, TableConfig, Ticket, TieredEmbeddingBagCollection
-from tiermem.embedding.store import StageTimes
+from tiermem.embedding.table import StageTimes
 from tiermem.errors import ConfigError
 from tiermem.models import DLRM
 from tiermem.perf import dense_cost
@@ -77,7 +77,13 @@ class Trainer:
         self.position = 0
         self.epoch_loss = 0.0
         tables = [
-            TableConfig(name=column.name, rows=column.rows, dim=experiment.model.dim)
+            TableConfig(
+                name=column.name,
+                rows=column.rows,
+                dim=experiment.model.dim,
+                row_type=experiment.model.row_type,
+                rounding=experiment.model.rounding,
+            )
             for column in dataset.sparse
         ]
         self.bags = TieredEmbeddingBagCollection(

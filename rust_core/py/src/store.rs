@@ -4,10 +4,11 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use tiermem_core::backend::Backend;
 use tiermem_core::embedding::Pooling;
-use tiermem_core::store::{Lookup, Pooled, Store as CoreStore, StoreConfig, TicketId};
+use tiermem_core::store::{Gathered, Gradient, Lookup, Pooled, Store as CoreStore, StoreConfig, TicketId};
 use tiermem_core::testkit::GatedBackend;
 
 use crate::buffer::Bytes;
@@ -37,9 +38,60 @@ fn views(lookups: &[(usize, Bytes, Bytes)]) -> PyResult<Vec<Lookup<'_>>> {
         .collect()
 }
 
-fn pooled(mean: bool, sample_weights: Option<&Bytes>) -> PyResult<Pooled<'_>> {
-    let pooling = if mean { Pooling::Mean } else { Pooling::Sum };
+fn pooling(mode: &str) -> PyResult<Pooling> {
+    match mode {
+        "sum" => Ok(Pooling::Sum),
+        "mean" => Ok(Pooling::Mean),
+        "none" => Ok(Pooling::None),
+        other => Err(PyValueError::new_err(format!("mode \"{other}\" is not one of sum, mean, none"))),
+    }
+}
+
+fn pooled(pooling: Pooling, sample_weights: Option<&Bytes>) -> PyResult<Pooled<'_>> {
     Ok(Pooled { pooling, sample_weights: sample_weights.map(Bytes::values::<f32>).transpose()? })
+}
+
+/// Number of a lookup, its gradient or output, its sample weights.
+type Side = (usize, Bytes, Option<Bytes>);
+
+fn gathered(sides: &mut [Side], pooling: Pooling) -> PyResult<Vec<Gathered<'_>>> {
+    sides
+        .iter_mut()
+        .map(|(lookup, out, weights)| {
+            let pooled = pooled(pooling, weights.as_ref())?;
+            Ok(Gathered { lookup: *lookup, pooled, out: out.values_mut::<f32>()? })
+        })
+        .collect()
+}
+
+fn gradients(sides: &[Side], pooling: Pooling) -> PyResult<Vec<Gradient<'_>>> {
+    sides
+        .iter()
+        .map(|(lookup, values, weights)| {
+            let pooled = pooled(pooling, weights.as_ref())?;
+            Ok(Gradient { lookup: *lookup, pooled, values: values.values::<f32>()? })
+        })
+        .collect()
+}
+
+/// Runs something that may be interrupted by a signal.
+fn interruptible<T: Send>(
+    py: Python<'_>,
+    run: impl FnOnce(&dyn Fn() -> bool) -> tiermem_core::error::Result<T> + Send,
+) -> PyResult<T> {
+    let signal = Mutex::new(None);
+    let is_interrupted = || match Python::attach(check_signals) {
+        Ok(()) => false,
+        Err(error) => {
+            *signal.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+            true
+        }
+    };
+    let done = py.detach(|| run(&is_interrupted));
+    match signal.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        Some(error) => Err(error),
+        None => done.map_err(to_python),
+    }
 }
 
 #[pymethods]
@@ -74,6 +126,18 @@ impl Store {
         py.detach(|| self.inner.withdraw_announced()).map_err(to_python)
     }
 
+    #[pyo3(signature = (lookups, outs, *, mode))]
+    fn pool(
+        &self,
+        py: Python<'_>,
+        lookups: Vec<(usize, Bytes, Bytes)>,
+        mut outs: Vec<(usize, Bytes, Option<Bytes>)>,
+        mode: &str,
+    ) -> PyResult<()> {
+        let (lookups, outs) = (views(&lookups)?, gathered(&mut outs, pooling(mode)?)?);
+        interruptible(py, |is_interrupted| self.inner.pool(&lookups, outs, is_interrupted))
+    }
+
     fn step(&self, py: Python<'_>, lr: f32) -> PyResult<()> {
         py.detach(|| self.inner.step(lr)).map_err(to_python)
     }
@@ -82,6 +146,15 @@ impl Store {
         py.detach(|| self.inner.discard()).map_err(to_python)
     }
 
+    fn gradient_norm(&self, py: Python<'_>) -> PyResult<f64> {
+        py.detach(|| self.inner.gradient_norm()).map_err(to_python)
+    }
+
+    fn scale_gradients(&self, py: Python<'_>, factor: f32) -> PyResult<()> {
+        py.detach(|| self.inner.scale_gradients(factor)).map_err(to_python)
+    }
+
+    #[pyo3(signature = (table, start, weights, state, *, stored = false))]
     fn read_rows(
         &self,
         py: Python<'_>,
@@ -89,12 +162,18 @@ impl Store {
         start: u64,
         mut weights: Bytes,
         mut state: Bytes,
+        stored: bool,
     ) -> PyResult<()> {
-        let (weights, state) = (weights.values_mut::<f32>()?, state.values_mut::<f32>()?);
+        let state = state.values_mut::<f32>()?;
+        if stored {
+            let weights = weights.values_mut::<u8>()?;
+            return py.detach(|| self.inner.read_stored_rows(table, start, weights, state)).map_err(to_python);
+        }
+        let weights = weights.values_mut::<f32>()?;
         py.detach(|| self.inner.read_rows(table, start, weights, state)).map_err(to_python)
     }
 
-    #[pyo3(signature = (table, start, weights, state = None))]
+    #[pyo3(signature = (table, start, weights, state = None, *, stored = false))]
     fn write_rows(
         &self,
         py: Python<'_>,
@@ -102,9 +181,14 @@ impl Store {
         start: u64,
         weights: Bytes,
         state: Option<Bytes>,
+        stored: bool,
     ) -> PyResult<()> {
-        let weights = weights.values::<f32>()?;
         let state = state.as_ref().map(Bytes::values::<f32>).transpose()?;
+        if stored {
+            let weights = weights.values::<u8>()?;
+            return py.detach(|| self.inner.write_stored_rows(table, start, weights, state)).map_err(to_python);
+        }
+        let weights = weights.values::<f32>()?;
         py.detach(|| self.inner.write_rows(table, start, weights, state)).map_err(to_python)
     }
 
@@ -120,9 +204,25 @@ impl Store {
         py.detach(|| self.inner.chunk_rows(table)).map_err(to_python)
     }
 
+    fn state_floats(&self, table: usize) -> PyResult<usize> {
+        self.inner.state_floats(table).map_err(to_python)
+    }
+
+    fn is_resident(&self, table: usize) -> PyResult<bool> {
+        self.inner.is_resident(table).map_err(to_python)
+    }
+
+    fn steps(&self) -> PyResult<u64> {
+        self.inner.steps().map_err(to_python)
+    }
+
+    fn set_steps(&self, steps: u64) -> PyResult<()> {
+        self.inner.set_steps(steps).map_err(to_python)
+    }
+
     #[getter]
-    fn state_floats(&self) -> usize {
-        self.inner.state_floats()
+    fn simd(&self) -> String {
+        self.inner.simd_level().to_string()
     }
 
     #[getter]
@@ -170,19 +270,7 @@ impl Store {
 #[pymethods]
 impl Ticket {
     fn wait(&self, py: Python<'_>) -> PyResult<()> {
-        let signal = Mutex::new(None);
-        let is_interrupted = || match Python::attach(check_signals) {
-            Ok(()) => false,
-            Err(error) => {
-                *signal.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
-                true
-            }
-        };
-        let waited = py.detach(|| self.store.wait(self.id, &is_interrupted));
-        match signal.into_inner().unwrap_or_else(PoisonError::into_inner) {
-            Some(error) => Err(error),
-            None => waited.map_err(to_python),
-        }
+        interruptible(py, |is_interrupted| self.store.wait(self.id, is_interrupted))
     }
 
     fn release(&self, py: Python<'_>) -> PyResult<()> {
@@ -192,44 +280,28 @@ impl Ticket {
         py.detach(|| self.store.release(self.id)).map_err(to_python)
     }
 
-    #[pyo3(signature = (lookup, out, *, mean, sample_weights = None))]
-    fn gather(
-        &self,
-        py: Python<'_>,
-        lookup: usize,
-        mut out: Bytes,
-        mean: bool,
-        sample_weights: Option<Bytes>,
-    ) -> PyResult<()> {
-        let (pooled, out) = (pooled(mean, sample_weights.as_ref())?, out.values_mut::<f32>()?);
-        py.detach(|| self.store.gather(self.id, lookup, pooled, out)).map_err(to_python)
+    #[pyo3(signature = (outs, *, mode))]
+    fn gather(&self, py: Python<'_>, mut outs: Vec<(usize, Bytes, Option<Bytes>)>, mode: &str) -> PyResult<()> {
+        let outs = gathered(&mut outs, pooling(mode)?)?;
+        py.detach(|| self.store.gather_all(self.id, outs)).map_err(to_python)
     }
 
-    #[pyo3(signature = (lookup, gradients, *, mean, sample_weights = None))]
-    fn accumulate(
-        &self,
-        py: Python<'_>,
-        lookup: usize,
-        gradients: Bytes,
-        mean: bool,
-        sample_weights: Option<Bytes>,
-    ) -> PyResult<()> {
-        let (pooled, gradients) = (pooled(mean, sample_weights.as_ref())?, gradients.values::<f32>()?);
-        py.detach(|| self.store.accumulate(self.id, lookup, pooled, gradients)).map_err(to_python)
+    #[pyo3(signature = (gradients, *, mode))]
+    fn accumulate(&self, py: Python<'_>, gradients: Vec<(usize, Bytes, Option<Bytes>)>, mode: &str) -> PyResult<()> {
+        let gradients = self::gradients(&gradients, pooling(mode)?)?;
+        py.detach(|| self.store.accumulate_all(self.id, &gradients)).map_err(to_python)
     }
 
-    #[pyo3(signature = (lookup, gradients, lr, *, mean, sample_weights = None))]
+    #[pyo3(signature = (gradients, lr, *, mode))]
     fn update(
         &self,
         py: Python<'_>,
-        lookup: usize,
-        gradients: Bytes,
+        gradients: Vec<(usize, Bytes, Option<Bytes>)>,
         lr: f32,
-        mean: bool,
-        sample_weights: Option<Bytes>,
+        mode: &str,
     ) -> PyResult<()> {
-        let (pooled, gradients) = (pooled(mean, sample_weights.as_ref())?, gradients.values::<f32>()?);
-        py.detach(|| self.store.update(self.id, lookup, pooled, gradients, lr)).map_err(to_python)
+        let gradients = self::gradients(&gradients, pooling(mode)?)?;
+        py.detach(|| self.store.update_all(self.id, &gradients, lr)).map_err(to_python)
     }
 
     fn sample_weight_gradient(&self, py: Python<'_>, lookup: usize, gradients: Bytes, mut out: Bytes) -> PyResult<()> {

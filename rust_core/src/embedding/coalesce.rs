@@ -1,10 +1,19 @@
-//! Gradients of all lookups of a table, summed by row in a documented order, then one optimizer
-//! step a row. No gradient tensor of lookups x columns is ever made.
+//! Gradients of all lookups of the tables of one slab, summed by row in a documented order, then one optimizer step a row.
+//! No gradient tensor of lookups x columns is ever made.
 
-use super::lookup::{Pooling, bag_range};
-use super::optim::{OptimizerConfig, rowwise_adagrad, sgd};
+use super::kernels::{Instructions, Kernel, LANES, Simd};
+use super::lookup::Pooling;
+use super::optim::{Step, sum_of_squares, update_row};
+use super::row_type::{NoiseKey, RowShape, at, decode_row, encode_row, noise_of_row, put};
+use super::sort::sort_by_slot;
+use super::threads::Threads;
 
-/// The gradient of one pooled lookup: B bags over L positions.
+/// Occurrences whose rows and gradients are asked for before they are used.
+const KEYS_AHEAD: usize = 12;
+/// Pieces of an update for each thread, so that an uneven one does not decide.
+const PIECES_PER_THREAD: usize = 4;
+
+/// The gradient of one pooled lookup: B outputs over L positions.
 #[derive(Debug, Clone, Copy)]
 pub struct Contribution<'a> {
     /// Slot of each position.
@@ -17,122 +26,282 @@ pub struct Contribution<'a> {
     pub sample_weights: Option<&'a [f32]>,
     /// B x D.
     pub gradients: &'a [f32],
+    /// The noise of its table in this step, if its rows are rounded at random.
+    pub noise: Option<u64>,
+}
+
+/// What an occurrence adds to its row.
+#[derive(Debug, Clone, Copy)]
+struct Source {
+    contribution: u32,
+    output: u32,
+    factor: f32,
+}
+
+/// Memory that updates use again.
+#[derive(Debug, Default)]
+pub struct Scratch {
+    keys: Vec<u64>,
+    other: Vec<u64>,
+    sources: Vec<Source>,
+}
+
+/// Occurrences in order: each key is (slot, number of its source), sorted by slot; equal slots keep their order.
+#[derive(Clone, Copy)]
+struct Sorted<'a> {
+    contributions: &'a [Contribution<'a>],
+    sources: &'a [Source],
+    dim: usize,
+}
+
+fn slot_of(key: u64) -> u32 {
+    (key >> 32) as u32
+}
+
+impl Scratch {
+    /// Lists and sorts the occurrences of all contributions.
+    fn sort<'a>(&'a mut self, contributions: &'a [Contribution<'a>], dim: usize) -> (Sorted<'a>, &'a [u64]) {
+        let Self { keys, other, sources } = self;
+        keys.clear();
+        sources.clear();
+        keys.reserve(contributions.iter().map(|contribution| contribution.slots.len()).sum());
+        for (number, contribution) in contributions.iter().enumerate() {
+            let positions = contribution.slots.len();
+            for output in 0..contribution.pooling.outputs(contribution.offsets, positions) {
+                let range = contribution.pooling.positions(contribution.offsets, output, positions);
+                let source = Source { contribution: number as u32, output: output as u32, factor: range.len() as f32 };
+                let slots = &contribution.slots[range.clone()];
+                if let Some(weights) = contribution.sample_weights {
+                    for (&slot, &factor) in slots.iter().zip(&weights[range]) {
+                        keys.push(u64::from(slot) << 32 | sources.len() as u64);
+                        sources.push(Source { factor, ..source });
+                    }
+                } else {
+                    keys.extend(slots.iter().map(|&slot| u64::from(slot) << 32 | sources.len() as u64));
+                    sources.push(source);
+                }
+            }
+        }
+        sort_by_slot(keys, other);
+        (Sorted { contributions, sources, dim }, keys)
+    }
+}
+
+impl<'a> Sorted<'a> {
+    #[inline(always)]
+    fn source(&self, key: u64) -> (&'a Contribution<'a>, Source) {
+        let source = self.sources[key as u32 as usize];
+        (&self.contributions[source.contribution as usize], source)
+    }
+
+    #[inline(always)]
+    fn gradient(&self, key: u64) -> &'a [f32] {
+        let (contribution, source) = self.source(key);
+        let start = source.output as usize * self.dim;
+        &contribution.gradients[start..start + self.dim]
+    }
+
+    /// Sums `N` vectors of the gradients of one row, from a column on.
+    #[inline(always)]
+    fn sum_block<S: Simd, const N: usize>(&self, simd: S, group: &[u64], column: usize, out: &mut [f32]) {
+        let mut sums = [simd.splat(0.0); N];
+        for &key in group {
+            let (contribution, source) = self.source(key);
+            let start = source.output as usize * self.dim;
+            let gradient = &contribution.gradients[start..start + self.dim];
+            let factor = simd.splat(source.factor);
+            for (vector, sum) in sums.iter_mut().enumerate() {
+                let value = at(simd, gradient, column + vector * LANES);
+                let value = match (contribution.pooling, contribution.sample_weights) {
+                    (Pooling::Mean, _) => simd.div(value, factor),
+                    (_, Some(_)) => simd.mul(factor, value),
+                    (_, None) => value,
+                };
+                *sum = simd.add(*sum, value);
+            }
+        }
+        for (vector, sum) in sums.into_iter().enumerate() {
+            put(simd, sum, out, column + vector * LANES);
+        }
+    }
+
+    #[inline(always)]
+    fn sum<S: Simd>(&self, simd: S, group: &[u64], out: &mut [f32]) {
+        let vectors = self.dim.div_ceil(LANES);
+        let mut done = 0;
+        while done < vectors {
+            let column = done * LANES;
+            done += match vectors - done {
+                4.. => {
+                    self.sum_block::<S, 4>(simd, group, column, out);
+                    4
+                }
+                2.. => {
+                    self.sum_block::<S, 2>(simd, group, column, out);
+                    2
+                }
+                _ => {
+                    self.sum_block::<S, 1>(simd, group, column, out);
+                    1
+                }
+            };
+        }
+    }
+}
+
+/// A part of a slab: the rows from slot `first` on.
+struct Piece<'a> {
+    keys: &'a [u64],
+    first: usize,
+    weights: &'a mut [u8],
+    state: &'a mut [f32],
+    touched: Vec<(u32, u32)>,
+}
+
+struct Update<'a, 'b> {
+    sorted: Sorted<'a>,
+    piece: &'b mut Piece<'a>,
+    shape: RowShape,
+    step: &'b Step,
+    row_of: RowOf<'b>,
+}
+
+impl Kernel for Update<'_, '_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let Self { sorted, piece, shape, step, row_of } = self;
+        let (dim, nbytes, state_floats) = (shape.dim, shape.weight_bytes(), shape.state_floats);
+        let (mut weights, mut gradient) = (vec![0.0; dim], vec![0.0; dim]);
+        let mut at = 0;
+        while at < piece.keys.len() {
+            let slot = slot_of(piece.keys[at]);
+            let begin = at;
+            while at < piece.keys.len() && slot_of(piece.keys[at]) == slot {
+                if let Some(&later) = piece.keys.get(at + KEYS_AHEAD) {
+                    let row = slot_of(later) as usize - piece.first;
+                    simd.prefetch(&piece.weights[row * nbytes..(row + 1) * nbytes]);
+                    simd.prefetch_floats(&piece.state[row * state_floats..(row + 1) * state_floats]);
+                    simd.prefetch_floats(sorted.gradient(later));
+                }
+                at += 1;
+            }
+            let group = &piece.keys[begin..at];
+            sorted.sum(simd, group, &mut gradient);
+            let (contribution, source) = sorted.source(group[0]);
+            let noise: NoiseKey =
+                contribution.noise.map(|table| noise_of_row(table, row_of(source.contribution as usize, slot)));
+            let row = slot as usize - piece.first;
+            let stored = &mut piece.weights[row * nbytes..(row + 1) * nbytes];
+            let state = &mut piece.state[row * state_floats..(row + 1) * state_floats];
+            decode_row(simd, shape.row_type, stored, &mut weights);
+            update_row(simd, step, &mut weights, state, &mut gradient);
+            encode_row(simd, shape.row_type, &weights, noise, stored);
+            piece.touched.push((slot, source.contribution));
+        }
+    }
+}
+
+/// All rows of a slab: weights one row behind the other, and their state.
+pub struct Slab<'a> {
+    /// Rows x bytes of a row.
+    pub weights: &'a mut [u8],
+    /// Rows x floats of state.
+    pub state: &'a mut [f32],
+    /// What a row is.
+    pub shape: RowShape,
+}
+
+/// Gives the number in its table of the row at a slot, and of the contribution that has it.
+pub type RowOf<'a> = &'a (dyn Fn(usize, u32) -> u64 + Sync);
+
+/// How an update is computed; none of it changes a bit.
+#[derive(Clone, Copy)]
+pub struct Runtime<'a> {
+    /// Instructions of the kernels.
+    pub instructions: Instructions,
+    /// Threads that share the rows.
+    pub threads: &'a Threads,
 }
 
 /// Sums the contributions to each row in order (lookup, bag, position), starting from zero, and
-/// applies one step to each touched row. Calls `touched(slot)` for each, in ascending order.
+/// applies one step to each touched row. Calls `touched(slot, contribution)` for each, in ascending order of slots; `contribution`
+/// is the first one with the row.
 ///
 /// A position contributes its bag's gradient, divided by the bag's length for a mean, or times its sample weight.
+/// `row_of` is asked for rows that are rounded at random.
 pub fn coalesce_and_update(
+    runtime: Runtime<'_>,
+    contributions: &[Contribution<'_>],
+    step: &Step,
+    slab: Slab<'_>,
+    scratch: &mut Scratch,
+    row_of: RowOf<'_>,
+    mut touched: impl FnMut(u32, usize),
+) {
+    let Slab { mut weights, mut state, shape } = slab;
+    let (sorted, keys) = scratch.sort(contributions, shape.dim);
+    let pieces = if runtime.threads.count() == 1 { 1 } else { runtime.threads.count() * PIECES_PER_THREAD };
+    let mut all = Vec::with_capacity(pieces);
+    let (mut begin, mut first) = (0, 0);
+    for number in 1..=pieces {
+        let mut end = (keys.len() * number / pieces).max(begin);
+        while end < keys.len() && end > 0 && slot_of(keys[end]) == slot_of(keys[end - 1]) {
+            end += 1;
+        }
+        if end == begin {
+            continue;
+        }
+        // Rows up to the last one of this piece are its own.
+        let rows = slot_of(keys[end - 1]) as usize + 1 - first;
+        let (mine, rest) = weights.split_at_mut(rows * shape.weight_bytes());
+        weights = rest;
+        let (my_state, rest) = state.split_at_mut(rows * shape.state_floats);
+        state = rest;
+        all.push(Piece { keys: &keys[begin..end], first, weights: mine, state: my_state, touched: Vec::new() });
+        (begin, first) = (end, first + rows);
+    }
+    runtime.threads.each(all.iter_mut().collect(), |piece| {
+        piece.touched.reserve(piece.keys.len());
+        runtime.instructions.run(Update { sorted, piece, shape, step, row_of });
+    });
+    for piece in &all {
+        piece.touched.iter().for_each(|&(slot, contribution)| touched(slot, contribution as usize));
+    }
+}
+
+struct Norms<'a> {
+    sorted: Sorted<'a>,
+    keys: &'a [u64],
+}
+
+impl Kernel for Norms<'_> {
+    type Output = Vec<(u32, f32)>;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) -> Self::Output {
+        let mut gradient = vec![0.0; self.sorted.dim];
+        let groups = self.keys.chunk_by(|&a, &b| slot_of(a) == slot_of(b));
+        groups
+            .map(|group| {
+                self.sorted.sum(simd, group, &mut gradient);
+                (group[0] as u32, sum_of_squares(simd, &gradient))
+            })
+            .collect()
+    }
+}
+
+/// The sum of the squares of the gradients of all rows, each summed over its occurrences first. Rows are added in the
+/// order of their first occurrence, which no placement changes.
+pub fn squared_gradient_norm(
+    instructions: Instructions,
     contributions: &[Contribution<'_>],
     dim: usize,
-    optimizer: OptimizerConfig,
-    lr: f32,
-    (weights, state): (&mut [f32], &mut [f32]),
-    mut touched: impl FnMut(u32),
-) {
-    // Each key is (slot, number of the occurrence): sorting by slot keeps the order of occurrences.
-    let mut bags: Vec<(u32, u32)> = Vec::new();
-    let mut factors: Vec<f32> = Vec::new();
-    let mut keys: Vec<u64> = Vec::new();
-    for (lookup, contribution) in contributions.iter().enumerate() {
-        for bag in 0..contribution.offsets.len() {
-            let positions = bag_range(contribution.offsets, bag, contribution.slots.len());
-            let count = positions.len();
-            for position in positions {
-                keys.push((u64::from(contribution.slots[position]) << 32) | bags.len() as u64);
-                bags.push((lookup as u32, bag as u32));
-                factors.push(match contribution.pooling {
-                    Pooling::Sum => contribution.sample_weights.map_or(1.0, |weights| weights[position]),
-                    Pooling::Mean => count as f32,
-                });
-            }
-        }
-    }
-    sort_by_slot(&mut keys);
-    let mut gradient = vec![0.0f32; dim];
-    for group in keys.chunk_by(|a, b| a >> 32 == b >> 32) {
-        gradient.fill(0.0);
-        for &key in group {
-            let occurrence = key as u32 as usize;
-            let (lookup, bag) = bags[occurrence];
-            let contribution = &contributions[lookup as usize];
-            let start = bag as usize * dim;
-            let source = &contribution.gradients[start..start + dim];
-            let factor = factors[occurrence];
-            let sums = gradient.iter_mut().zip(source);
-            match (contribution.pooling, contribution.sample_weights) {
-                (Pooling::Sum, None) => sums.for_each(|(sum, &g)| *sum += g),
-                (Pooling::Sum, Some(_)) => sums.for_each(|(sum, &g)| *sum += factor * g),
-                (Pooling::Mean, _) => sums.for_each(|(sum, &g)| *sum += g / factor),
-            }
-        }
-        let slot = (group[0] >> 32) as u32;
-        let row = &mut weights[slot as usize * dim..(slot as usize + 1) * dim];
-        match optimizer {
-            OptimizerConfig::Sgd => sgd(row, &gradient, lr),
-            OptimizerConfig::RowwiseAdagrad { eps } => {
-                rowwise_adagrad(row, &mut state[slot as usize], &gradient, lr, eps);
-            }
-        }
-        touched(slot);
-    }
-}
-
-/// Sorts by the upper 32 bits and keeps the order of equal ones: least significant digit first.
-fn sort_by_slot(keys: &mut Vec<u64>) {
-    const DIGIT_BITS: u32 = 11;
-    let largest = keys.iter().map(|key| key >> 32).max().unwrap_or(0);
-    let mut other = vec![0u64; keys.len()];
-    let mut shift = 32;
-    while shift < 64 && largest >> (shift - 32) > 0 {
-        let digit = |key: u64| (key >> shift) as usize & ((1 << DIGIT_BITS) - 1);
-        let mut starts = [0u32; 1 << DIGIT_BITS];
-        keys.iter().for_each(|&key| starts[digit(key)] += 1);
-        let mut sum = 0;
-        for start in &mut starts {
-            sum += std::mem::replace(start, sum);
-        }
-        for &key in keys.iter() {
-            let start = &mut starts[digit(key)];
-            other[*start as usize] = key;
-            *start += 1;
-        }
-        std::mem::swap(keys, &mut other);
-        shift += DIGIT_BITS;
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    proptest! {
-        #[test]
-        fn sorting_is_stable(slots in prop::collection::vec(prop_oneof![0u64..50, 0u64..5_000_000_000 % (1 << 32)], 0..300)) {
-            let mut keys: Vec<u64> = slots.iter().enumerate().map(|(n, slot)| (slot << 32) | n as u64).collect();
-            let mut expected = keys.clone();
-            expected.sort_unstable();
-            sort_by_slot(&mut keys);
-            prop_assert_eq!(keys, expected);
-        }
-    }
-
-    #[test]
-    fn duplicates_are_summed_before_the_non_linear_step() {
-        // One row, looked up twice in one bag and once in another: g = 1 + 1 + 2.
-        let contribution = Contribution {
-            slots: &[0, 0, 0],
-            offsets: &[0, 2],
-            pooling: Pooling::Sum,
-            sample_weights: None,
-            gradients: &[1.0, 2.0],
-        };
-        let (mut weights, mut state) = ([0.0f32], [0.0f32]);
-        let optimizer = OptimizerConfig::RowwiseAdagrad { eps: 0.0 };
-        let mut touched = Vec::new();
-        coalesce_and_update(&[contribution], 1, optimizer, 0.5, (&mut weights, &mut state), |slot| touched.push(slot));
-        assert_eq!((weights, state, touched), ([-0.5], [16.0], vec![0]));
-    }
+    scratch: &mut Scratch,
+) -> f64 {
+    let (sorted, keys) = scratch.sort(contributions, dim);
+    let mut norms = instructions.run(Norms { sorted, keys });
+    norms.sort_unstable_by_key(|&(occurrence, _)| occurrence);
+    norms.iter().map(|&(_, norm)| f64::from(norm)).sum()
 }

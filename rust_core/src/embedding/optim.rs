@@ -1,103 +1,331 @@
-//! Optimizers on one row. Arithmetic order is part of the contract: reductions over the columns use
-//! 16 lane sums and a fixed tree, nothing is fused or approximated, so that every later kernel
-//! (SIMD of any width) can give the same bits.
+//! Optimizers on one row. The arithmetic is that of docs/design/embedding-kernels.md: nothing is fused or approximated, and
+//! sums over the columns use 16 lanes and a fixed tree.
 
 use serde::Deserialize;
 
-/// Lane sums of a reduction over the columns.
-pub const LANES: usize = 16;
+use super::kernels::{Instructions, Kernel, Simd};
+use super::row_type::{at, columns, put};
 
 /// What turns a row's gradient into an update.
 #[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
 #[serde(tag = "name", rename_all = "snake_case", deny_unknown_fields)]
 pub enum OptimizerConfig {
-    /// `w -= lr * g`.
-    Sgd,
-    /// One accumulator a row: `m += mean(g^2)`, `step = lr / (sqrt(m) + eps)`, `w -= step * g`.
+    /// `w -= lr * g`, or with momentum `m = momentum * m + g`, `w -= lr * m`.
+    Sgd {
+        /// What is kept of the last step; 0 for none.
+        #[serde(default)]
+        momentum: f32,
+        /// Added to the gradient, times the weights.
+        #[serde(default)]
+        weight_decay: f32,
+    },
+    /// `s += g^2`, `w -= lr * g / (sqrt(s) + eps)` (Duchi et al., 2011).
+    Adagrad {
+        /// Keeps the division defined.
+        eps: f32,
+        /// Added to the gradient, times the weights.
+        #[serde(default)]
+        weight_decay: f32,
+    },
+    /// One accumulator a row: `s += mean(g^2)`, `w -= lr / (sqrt(s) + eps) * g` (FBGEMM, `rowwise_adagrad`).
     RowwiseAdagrad {
         /// Keeps the division defined.
         eps: f32,
+        /// Added to the gradient, times the weights.
+        #[serde(default)]
+        weight_decay: f32,
     },
+    /// Kingma and Ba, 2015; moments of rows that are not looked up stay.
+    Adam(Moments),
+    /// Adam with one second moment a row (FBGEMM, `partial_rowwise_adam`).
+    PartialRowwiseAdam(Moments),
+    /// Adam whose step is scaled by the ratio of the norms of row and step (You et al., 2020; by row as in FBGEMM).
+    Lamb(Moments),
+}
+
+/// Parameters of the optimizers with moments.
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Moments {
+    /// Decay of the first moment.
+    pub beta1: f32,
+    /// Decay of the second moment.
+    pub beta2: f32,
+    /// Keeps the division defined.
+    pub eps: f32,
+    /// Added to the gradient, or with LAMB to the step, times the weights.
+    #[serde(default)]
+    pub weight_decay: f32,
 }
 
 impl OptimizerConfig {
-    /// Floats of state in a row.
-    pub fn state_floats(&self) -> usize {
+    /// Row-wise `AdaGrad` without weight decay.
+    pub const fn rowwise_adagrad(eps: f32) -> Self {
+        Self::RowwiseAdagrad { eps, weight_decay: 0.0 }
+    }
+
+    /// SGD without momentum and weight decay.
+    pub const fn sgd() -> Self {
+        Self::Sgd { momentum: 0.0, weight_decay: 0.0 }
+    }
+
+    /// Floats of state of a row with so many columns.
+    pub fn state_floats(&self, dim: usize) -> usize {
         match self {
-            Self::Sgd => 0,
+            Self::Sgd { momentum, .. } => {
+                if *momentum == 0.0 {
+                    0
+                } else {
+                    dim
+                }
+            }
+            Self::Adagrad { .. } => dim,
             Self::RowwiseAdagrad { .. } => 1,
+            Self::Adam(_) | Self::Lamb(_) => 2 * dim,
+            Self::PartialRowwiseAdam(_) => dim + 1,
+        }
+    }
+
+    fn moments(&self) -> Option<Moments> {
+        match *self {
+            Self::Adam(moments) | Self::PartialRowwiseAdam(moments) | Self::Lamb(moments) => Some(moments),
+            _ => None,
         }
     }
 }
 
-fn lane_tree(mut lanes: [f32; LANES]) -> f32 {
-    let mut half = LANES / 2;
-    while half > 0 {
-        for lane in 0..half {
-            lanes[lane] += lanes[lane + half];
+/// An optimizer at one step: everything that does not depend on the row.
+#[derive(Debug, Clone, Copy)]
+pub struct Step {
+    optimizer: OptimizerConfig,
+    lr: f32,
+    /// `1 / (1 - beta1^t)`.
+    correction1: f32,
+    /// `1 / sqrt(1 - beta2^t)`.
+    correction2: f32,
+    /// `lr / (1 - beta1^t)`.
+    corrected_lr: f32,
+}
+
+impl Step {
+    /// Step `number`, from 1, of an optimizer.
+    pub fn new(optimizer: OptimizerConfig, lr: f32, number: u64) -> Self {
+        let (mut bias1, mut bias2) = (1.0, 1.0);
+        if let Some(moments) = optimizer.moments() {
+            bias1 = 1.0 - libm::pow(f64::from(moments.beta1), number as f64);
+            bias2 = 1.0 - libm::pow(f64::from(moments.beta2), number as f64);
         }
-        half /= 2;
+        Self {
+            optimizer,
+            lr,
+            correction1: (1.0 / bias1) as f32,
+            correction2: (1.0 / libm::sqrt(bias2)) as f32,
+            corrected_lr: (f64::from(lr) / bias1) as f32,
+        }
     }
-    lanes[0]
 }
 
-/// Sum of squares: column `c` goes to lane `c % 16`, then lanes 8..16 are added to 0..8, and so on.
-pub fn lane_sum_of_squares(values: &[f32]) -> f32 {
-    let mut lanes = [0.0; LANES];
-    for chunk in values.chunks(LANES) {
-        lanes.iter_mut().zip(chunk).for_each(|(lane, &value)| *lane += value * value);
+/// `g += weight_decay * w`.
+#[inline(always)]
+fn decay<S: Simd>(simd: S, weight_decay: f32, weights: &[f32], gradient: &mut [f32]) {
+    if weight_decay == 0.0 {
+        return;
     }
-    lane_tree(lanes)
-}
-
-/// Dot product in the same order.
-pub(super) fn lane_dot(left: &[f32], right: &[f32]) -> f32 {
-    let mut lanes = [0.0; LANES];
-    for (a, b) in left.chunks(LANES).zip(right.chunks(LANES)) {
-        lanes.iter_mut().zip(a.iter().zip(b)).for_each(|(lane, (&a, &b))| *lane += a * b);
+    let factor = simd.splat(weight_decay);
+    for column in columns(gradient.len()) {
+        let sum = simd.add(at(simd, gradient, column), simd.mul(factor, at(simd, weights, column)));
+        put(simd, sum, gradient, column);
     }
-    lane_tree(lanes)
 }
 
-/// One step of SGD on a row.
-pub fn sgd(weights: &mut [f32], gradient: &[f32], lr: f32) {
-    weights.iter_mut().zip(gradient).for_each(|(weight, &g)| *weight -= lr * g);
+/// `w -= factor * x`.
+#[inline(always)]
+fn descend<S: Simd>(simd: S, factor: f32, direction: &[f32], weights: &mut [f32]) {
+    let factor = simd.splat(factor);
+    for column in columns(weights.len()) {
+        let step = simd.mul(factor, at(simd, direction, column));
+        put(simd, simd.sub(at(simd, weights, column), step), weights, column);
+    }
 }
 
-/// One step of row-wise `AdaGrad` on a row; `state` is its one accumulator.
-///
-/// Source of the rule: FBGEMM, `codegen/genscript/optimizers.py`, `rowwise_adagrad`.
-pub fn rowwise_adagrad(weights: &mut [f32], state: &mut f32, gradient: &[f32], lr: f32, eps: f32) {
-    *state += lane_sum_of_squares(gradient) / gradient.len() as f32;
-    let step = lr / (state.sqrt() + eps);
-    weights.iter_mut().zip(gradient).for_each(|(weight, &g)| *weight -= step * g);
+#[inline(always)]
+pub(super) fn sum_of_squares<S: Simd>(simd: S, values: &[f32]) -> f32 {
+    let mut lanes = simd.splat(0.0);
+    for column in columns(values.len()) {
+        let value = at(simd, values, column);
+        lanes = simd.add(lanes, simd.mul(value, value));
+    }
+    simd.sum(lanes)
+}
+
+/// `x = beta * x + (1 - beta) * g`, for a vector.
+#[inline(always)]
+fn average<S: Simd>(simd: S, beta: f32, old: S::V, new: S::V) -> S::V {
+    simd.add(simd.mul(simd.splat(beta), old), simd.mul(simd.splat(1.0 - beta), new))
+}
+
+/// The root of a corrected second moment, and `eps`.
+#[inline(always)]
+fn denominator<S: Simd>(simd: S, step: &Step, eps: f32, second: S::V) -> S::V {
+    simd.add(simd.mul(simd.sqrt(second), simd.splat(step.correction2)), simd.splat(eps))
+}
+
+#[inline(always)]
+fn adam<S: Simd>(simd: S, step: &Step, moments: Moments, weights: &mut [f32], state: &mut [f32], gradient: &[f32]) {
+    let (first, second) = state.split_at_mut(weights.len());
+    let lr = simd.splat(step.corrected_lr);
+    for column in columns(weights.len()) {
+        let g = at(simd, gradient, column);
+        let m = average(simd, moments.beta1, at(simd, first, column), g);
+        let v = average(simd, moments.beta2, at(simd, second, column), simd.mul(g, g));
+        put(simd, m, first, column);
+        put(simd, v, second, column);
+        let ratio = simd.div(m, denominator(simd, step, moments.eps, v));
+        put(simd, simd.sub(at(simd, weights, column), simd.mul(lr, ratio)), weights, column);
+    }
+}
+
+#[inline(always)]
+fn partial_rowwise_adam<S: Simd>(
+    simd: S,
+    step: &Step,
+    moments: Moments,
+    weights: &mut [f32],
+    state: &mut [f32],
+    gradient: &[f32],
+) {
+    let (first, second) = state.split_at_mut(weights.len());
+    let mean = sum_of_squares(simd, gradient) / gradient.len() as f32;
+    second[0] = moments.beta2 * second[0] + (1.0 - moments.beta2) * mean;
+    let factor = step.corrected_lr / (second[0].sqrt() * step.correction2 + moments.eps);
+    for column in columns(weights.len()) {
+        let m = average(simd, moments.beta1, at(simd, first, column), at(simd, gradient, column));
+        put(simd, m, first, column);
+    }
+    descend(simd, factor, first, weights);
+}
+
+/// `gradient` becomes the step before it is scaled.
+#[inline(always)]
+fn lamb<S: Simd>(simd: S, step: &Step, moments: Moments, weights: &mut [f32], state: &mut [f32], gradient: &mut [f32]) {
+    let (first, second) = state.split_at_mut(weights.len());
+    for column in columns(weights.len()) {
+        let g = at(simd, gradient, column);
+        let m = average(simd, moments.beta1, at(simd, first, column), g);
+        let v = average(simd, moments.beta2, at(simd, second, column), simd.mul(g, g));
+        put(simd, m, first, column);
+        put(simd, v, second, column);
+        let corrected = simd.mul(m, simd.splat(step.correction1));
+        let ratio = simd.div(corrected, denominator(simd, step, moments.eps, v));
+        let decayed = simd.mul(simd.splat(moments.weight_decay), at(simd, weights, column));
+        put(simd, simd.add(ratio, decayed), gradient, column);
+    }
+    let norm_of_weights = sum_of_squares(simd, weights).sqrt();
+    let norm_of_step = sum_of_squares(simd, gradient).sqrt();
+    let has_ratio = norm_of_weights > 0.0 && norm_of_step > 0.0;
+    let factor = if has_ratio { step.lr * norm_of_weights / norm_of_step } else { step.lr };
+    descend(simd, factor, gradient, weights);
+}
+
+/// One step on a row of D weights with its state; `gradient` of D is used up.
+#[inline(always)]
+pub(super) fn update_row<S: Simd>(simd: S, step: &Step, weights: &mut [f32], state: &mut [f32], gradient: &mut [f32]) {
+    match step.optimizer {
+        OptimizerConfig::Sgd { momentum, weight_decay } => {
+            decay(simd, weight_decay, weights, gradient);
+            if momentum == 0.0 {
+                descend(simd, step.lr, gradient, weights);
+                return;
+            }
+            for column in columns(weights.len()) {
+                let kept = simd.mul(simd.splat(momentum), at(simd, state, column));
+                put(simd, simd.add(kept, at(simd, gradient, column)), state, column);
+            }
+            descend(simd, step.lr, state, weights);
+        }
+        OptimizerConfig::Adagrad { eps, weight_decay } => {
+            decay(simd, weight_decay, weights, gradient);
+            let (lr, eps) = (simd.splat(step.lr), simd.splat(eps));
+            for column in columns(weights.len()) {
+                let g = at(simd, gradient, column);
+                let sum = simd.add(at(simd, state, column), simd.mul(g, g));
+                put(simd, sum, state, column);
+                let ratio = simd.div(g, simd.add(simd.sqrt(sum), eps));
+                put(simd, simd.sub(at(simd, weights, column), simd.mul(lr, ratio)), weights, column);
+            }
+        }
+        OptimizerConfig::RowwiseAdagrad { eps, weight_decay } => {
+            decay(simd, weight_decay, weights, gradient);
+            state[0] += sum_of_squares(simd, gradient) / gradient.len() as f32;
+            descend(simd, step.lr / (state[0].sqrt() + eps), gradient, weights);
+        }
+        OptimizerConfig::Adam(moments) => {
+            decay(simd, moments.weight_decay, weights, gradient);
+            adam(simd, step, moments, weights, state, gradient);
+        }
+        OptimizerConfig::PartialRowwiseAdam(moments) => {
+            decay(simd, moments.weight_decay, weights, gradient);
+            partial_rowwise_adam(simd, step, moments, weights, state, gradient);
+        }
+        OptimizerConfig::Lamb(moments) => lamb(simd, step, moments, weights, state, gradient),
+    }
+}
+
+struct CountNonFinite<'a>(&'a [f32]);
+
+impl Kernel for CountNonFinite<'_> {
+    type Output = u64;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) -> u64 {
+        columns(self.0.len()).map(|column| u64::from(simd.count_non_finite(at(simd, self.0, column)))).sum()
+    }
+}
+
+/// How many values are NaN or infinite.
+pub fn count_non_finite(instructions: Instructions, values: &[f32]) -> u64 {
+    instructions.run(CountNonFinite(values))
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::kernels::{LANES, Scalar};
     use super::*;
 
     #[test]
     fn sixteen_lanes_and_a_tree_are_the_documented_order() {
         // 17 columns: column 16 joins column 0 in lane 0 before the tree.
         let values: Vec<f32> = (0..17).map(|column| 1.0 + column as f32 * 1e-3).collect();
-        let mut lanes: Vec<f32> = values[..16].iter().map(|v| v * v).collect();
+        let mut lanes: Vec<f32> = values[..LANES].iter().map(|v| v * v).collect();
         lanes[0] += values[16] * values[16];
         for half in [8, 4, 2, 1] {
             lanes = (0..half).map(|lane| lanes[lane] + lanes[lane + half]).collect();
         }
-        assert_eq!(lane_sum_of_squares(&values).to_bits(), lanes[0].to_bits());
+        assert_eq!(sum_of_squares(Scalar, &values).to_bits(), lanes[0].to_bits());
     }
 
     #[test]
     fn adagrad_follows_its_closed_form_on_a_constant_gradient() {
-        let (mut weights, mut state) = ([1.0f32; 4], 0.0f32);
-        for step in 1..=10u8 {
-            rowwise_adagrad(&mut weights, &mut state, &[2.0; 4], 0.1, 0.0);
-            assert!((state - 4.0 * f32::from(step)).abs() < 1e-4);
+        let (mut weights, mut state) = ([1.0f32; 4], [0.0f32]);
+        for number in 1..=10u8 {
+            let step = Step::new(OptimizerConfig::rowwise_adagrad(0.0), 0.1, u64::from(number));
+            update_row(Scalar, &step, &mut weights, &mut state, &mut [2.0; 4]);
+            assert!((state[0] - 4.0 * f32::from(number)).abs() < 1e-4);
         }
         // Each step moves by lr * g / (|g| * sqrt(n)).
         let moved: f32 = (1..=10u8).map(|n| 0.1 / f32::from(n).sqrt()).sum();
         assert!((weights[0] - (1.0 - moved)).abs() < 1e-5);
+    }
+
+    #[test]
+    fn the_first_step_of_adam_is_the_learning_rate_whatever_the_gradient() {
+        // m / (1 - b1) = g and sqrt(v / (1 - b2)) = |g|, so w moves by lr * sign(g).
+        let moments = Moments { beta1: 0.9, beta2: 0.999, eps: 0.0, weight_decay: 0.0 };
+        let step = Step::new(OptimizerConfig::Adam(moments), 0.1, 1);
+        let (mut weights, mut state) = ([0.0f32; 3], [0.0f32; 6]);
+        update_row(Scalar, &step, &mut weights, &mut state, &mut [1e-3, -5.0, 1e3]);
+        for (weight, moved) in weights.iter().zip([-0.1, 0.1, -0.1]) {
+            assert!((weight - moved).abs() < 1e-6, "{weights:?}");
+        }
     }
 }

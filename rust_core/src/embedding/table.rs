@@ -2,6 +2,8 @@
 
 use serde::Deserialize;
 
+use super::kernels::Instructions;
+use super::row_type::{Rounding, RowType, encode_rows};
 use crate::rng;
 
 /// How rows come into being.
@@ -27,6 +29,12 @@ pub struct TableConfig {
     pub dim: usize,
     /// Initial values.
     pub init: Initialisation,
+    /// Type of its weights.
+    #[serde(default)]
+    pub row_type: RowType,
+    /// How updated rows are stored in it.
+    #[serde(default)]
+    pub rounding: Rounding,
 }
 
 /// Fills the weights of a row that does not exist yet. They follow from (seed, table, row, column)
@@ -36,6 +44,28 @@ pub fn initialise_row(init: Initialisation, seed: u64, table: usize, row: u64, w
     let key = rng::stream(rng::stream(seed, table as u64), row);
     for (column, weight) in weights.iter_mut().enumerate() {
         *weight = bound * rng::unit_symmetric_f32(rng::draw(key, column as u64));
+    }
+}
+
+/// How the rows of a table come into being, as they are stored.
+#[derive(Debug, Clone, Copy)]
+pub struct TableInit {
+    init: Initialisation,
+    row_type: RowType,
+    dim: usize,
+}
+
+impl TableInit {
+    /// That of a table.
+    pub fn of(table: &TableConfig) -> Self {
+        Self { init: table.init, row_type: table.row_type, dim: table.dim }
+    }
+
+    /// Stores the initial values of a row, each rounded to the nearest.
+    pub fn write(&self, seed: u64, table: usize, row: u64, stored: &mut [u8]) {
+        let mut weights = vec![0.0; self.dim];
+        initialise_row(self.init, seed, table, row, &mut weights);
+        encode_rows(Instructions::best(), self.row_type, self.dim, &weights, None, stored);
     }
 }
 

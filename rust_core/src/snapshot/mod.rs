@@ -1,8 +1,8 @@
 //! Files of rows: what a snapshot keeps of a store. They are written and read as streams, in chunks of bounded size.
 //!
 //! A file is a header (magic, version, length, the tables as JSON, checksum) and then chunks: 32 bytes (table, number of
-//! rows, first row, length, checksum of all before it and of the payload, zero) and a payload (weights of all rows,
-//! then their optimizer state; 32-bit floats, little-endian). A chunk without a table ends the file and says how many rows
+//! rows, first row, length, checksum of all before it and of the payload, zero) and a payload (weights of all rows as they are
+//! stored, then their optimizer state; 32-bit floats, little-endian). A chunk without a table ends the file and says how many rows
 //! there are. Rows that never came into being are not in it.
 
 mod reader;
@@ -14,7 +14,7 @@ pub use reader::{RowFileReader, RowRun};
 pub use writer::RowFileWriter;
 
 const MAGIC: &[u8; 8] = b"TMROWS\r\n";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 const CHUNK_HEADER_BYTES: usize = 32;
 /// In the place of a table: the file ends here.
 const END: u32 = u32::MAX;
@@ -28,8 +28,14 @@ pub struct SavedTable {
     pub name: String,
     /// Number of rows.
     pub rows: u64,
-    /// Floats of weights in a row.
+    /// Columns.
     pub dim: usize,
+    /// Type of the weights.
+    pub row_type: String,
+    /// Bytes of the weights of a row.
+    pub weight_bytes: usize,
+    /// Floats of optimizer state in a row.
+    pub state_floats: usize,
 }
 
 /// What a file holds.
@@ -38,8 +44,8 @@ pub struct SavedTable {
 pub struct SavedRows {
     /// The tables.
     pub tables: Vec<SavedTable>,
-    /// Floats of optimizer state in a row.
-    pub state_floats: usize,
+    /// Optimizer steps so far.
+    pub steps: u64,
 }
 
 /// The first 20 bytes of a chunk's header.

@@ -5,7 +5,6 @@ use std::io::{BufReader, Read};
 use std::path::{Path, PathBuf};
 
 use super::{CHUNK_HEADER_BYTES, END, HEADER_BYTES_MAX, MAGIC, SavedRows, VERSION, checksum};
-use crate::backend::AlignedBuffer;
 use crate::error::{Error, ErrorKind, Result};
 
 /// A file that is being read. Every chunk is checked before anything of it is handed out.
@@ -27,19 +26,20 @@ pub struct RowRun {
     pub first_row: u64,
     /// Number of rows.
     pub count: usize,
-    payload: AlignedBuffer,
-    weight_floats: usize,
+    payload: Vec<u8>,
+    weight_bytes: usize,
 }
 
 impl RowRun {
-    /// count x D.
-    pub fn weights(&self) -> &[f32] {
-        &self.payload.as_f32()[..self.weight_floats]
+    /// Weights as they are stored.
+    pub fn weights(&self) -> &[u8] {
+        &self.payload[..self.weight_bytes]
     }
 
     /// count x S.
-    pub fn state(&self) -> &[f32] {
-        &self.payload.as_f32()[self.weight_floats..]
+    pub fn state(&self) -> Vec<f32> {
+        let (floats, _) = self.payload[self.weight_bytes..].as_chunks();
+        floats.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect()
     }
 }
 
@@ -57,7 +57,7 @@ impl RowFileReader {
             return Err(Error::new(ErrorKind::Config, format!("{} is not a file", path.display())));
         }
         let file = BufReader::with_capacity(1 << 20, File::open(path).map_err(failed)?);
-        let saved = SavedRows { tables: Vec::new(), state_floats: 0 };
+        let saved = SavedRows { tables: Vec::new(), steps: 0 };
         let file_bytes = metadata.len();
         let mut reader = Self { saved, file, path: path.to_path_buf(), file_bytes, offset: 0, rows: 0 };
         reader.saved = reader.read_header()?;
@@ -84,7 +84,7 @@ impl RowFileReader {
         if nbytes as u64 > self.file_bytes - self.offset {
             return Err(self.damaged(begin, "a chunk is longer than the rest of the file: it was cut short or changed"));
         }
-        let mut payload = AlignedBuffer::zeroed(nbytes);
+        let mut payload = vec![0; nbytes];
         self.fill(&mut payload)?;
         if checksum(&header[..20], &payload) != crc || header[24..] != [0; 8] {
             return Err(self.damaged(begin, "the checksum of a chunk does not fit its bytes: the file was changed"));
@@ -102,17 +102,18 @@ impl RowFileReader {
         let fits = shape.is_some_and(|shape| {
             first_row.checked_add(count as u64).is_some_and(|end| end <= shape.rows)
                 && shape
-                    .dim
-                    .checked_add(self.saved.state_floats)
-                    .and_then(|floats| floats.checked_mul(count * size_of::<f32>()))
+                    .state_floats
+                    .checked_mul(size_of::<f32>())
+                    .and_then(|state_bytes| state_bytes.checked_add(shape.weight_bytes))
+                    .and_then(|row_bytes| row_bytes.checked_mul(count))
                     == Some(nbytes)
         });
         let Some(shape) = shape.filter(|_| fits) else {
             return Err(self.damaged(begin, "a chunk does not fit its table"));
         };
-        let weight_floats = count * shape.dim;
+        let weight_bytes = count * shape.weight_bytes;
         self.rows += count as u64;
-        Ok(Some(RowRun { table: table as usize, first_row, count, payload, weight_floats }))
+        Ok(Some(RowRun { table: table as usize, first_row, count, payload, weight_bytes }))
     }
 
     fn read_header(&mut self) -> Result<SavedRows> {

@@ -40,11 +40,11 @@ impl RowFileWriter {
         Ok(writer)
     }
 
-    /// Adds consecutive rows: weights of count x D, state of count x S.
-    pub fn write(&mut self, table: usize, first_row: u64, count: usize, weights: &[f32], state: &[f32]) -> Result<()> {
+    /// Adds consecutive rows: weights as they are stored, state of count x S.
+    pub fn write(&mut self, table: usize, first_row: u64, count: usize, weights: &[u8], state: &[f32]) -> Result<()> {
         let mut payload = std::mem::take(&mut self.payload);
         payload.clear();
-        payload.extend_from_slice(f32_as_bytes(weights));
+        payload.extend_from_slice(weights);
         payload.extend_from_slice(f32_as_bytes(state));
         let written = self.put_chunk(table as u32, count as u32, first_row, &payload);
         self.payload = payload;

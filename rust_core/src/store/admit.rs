@@ -132,17 +132,26 @@ impl State {
             let shape = &store.tables[table];
             let counts = &mut counters[table];
             counts.asked_rows += rows.len() as u64;
+            if let Some(first) = shape.all_resident(parts) {
+                // Nothing is deduplicated where a row is where it stays.
+                counts.unique_rows += rows.len() as u64;
+                counts.memory_hits += rows.len() as u64;
+                let places = rows.iter().map(|&row| first + row as u32).collect();
+                lookups.push(Arc::new(LookupPlan { table, places, offsets }));
+                continue;
+            }
             let mut hints = Hints::default();
             let places = rows.iter().enumerate().map(|(position, &row)| {
                 let hint = hints.of(position, &rows, shape, parts, &pools[shape.pool]);
                 let (number, row) = shape.part_of(parts, row);
                 let part = &mut parts[number];
-                if let Place::Resident { first, present } = &mut part.place {
+                if let Place::Resident { first, present, absent } = &mut part.place {
                     let place = *first + row as u32;
                     // Nothing is deduplicated where a row is where it stays.
                     counts.unique_rows += 1;
                     if present.insert(row) {
                         counts.initialised_rows += 1;
+                        *absent -= 1;
                         let weights = pools[shape.pool].row_mut(place).0;
                         store.initialise(table, part.first_row + row, weights);
                     } else {

@@ -1,14 +1,20 @@
 //! How many rows of each width a tier has room for.
 
 use super::{Budget, PartConfig, TierConfig};
+use crate::embedding::RowShape;
 use crate::error::{Error, ErrorKind, Result};
 use crate::tier::TableShape;
 use crate::units::checked_bytes;
 
-/// Rows of one width.
+/// What a tier knows of a table.
+pub(super) fn table_shape(rows: u64, shape: RowShape) -> TableShape {
+    TableShape { rows, weight_bytes: shape.weight_bytes(), state_floats: shape.state_floats }
+}
+
+/// Rows of one type and width.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct WidthClass {
-    pub(super) weight_floats: usize,
+    pub(super) shape: RowShape,
     pub(super) row_bytes: u64,
     /// Of all tables.
     pub(super) rows: u64,
@@ -17,17 +23,17 @@ pub(super) struct WidthClass {
 }
 
 /// The classes, and that of each table.
-pub(super) fn width_classes(shapes: &[TableShape], parts: &[PartConfig]) -> Result<(Vec<WidthClass>, Vec<usize>)> {
+pub(super) fn width_classes(shapes: &[(u64, RowShape)], parts: &[PartConfig]) -> Result<(Vec<WidthClass>, Vec<usize>)> {
     let mut classes: Vec<WidthClass> = Vec::new();
     let mut class_of = Vec::new();
-    for shape in shapes {
-        let known = classes.iter().position(|class| class.weight_floats == shape.weight_floats);
+    for &(rows, shape) in shapes {
+        let known = classes.iter().position(|class| class.shape == shape);
         let class = known.unwrap_or_else(|| {
-            let (weight_floats, row_bytes) = (shape.weight_floats, shape.row_bytes() as u64);
-            classes.push(WidthClass { weight_floats, row_bytes, rows: 0, resident_rows: 0 });
+            let row_bytes = table_shape(rows, shape).row_bytes() as u64;
+            classes.push(WidthClass { shape, row_bytes, rows: 0, resident_rows: 0 });
             classes.len() - 1
         });
-        classes[class].rows = classes[class].rows.saturating_add(shape.rows);
+        classes[class].rows = classes[class].rows.saturating_add(rows);
         class_of.push(class);
     }
     for part in parts.iter().filter(|part| part.home == 0) {

@@ -5,7 +5,7 @@ use serde::Deserialize;
 use crate::backend::BackendConfig;
 use crate::cache::PolicyKind;
 use crate::device::{DeviceSpec, FaultSpec};
-use crate::embedding::{OptimizerConfig, TableConfig};
+use crate::embedding::{OptimizerConfig, RowShape, SimdLevel, TableConfig};
 use crate::error::{Error, ErrorKind, Result};
 
 /// How much of a tier caches rows.
@@ -36,6 +36,10 @@ pub enum HomeLayout {
         #[serde(default)]
         paged_index: bool,
     },
+}
+
+fn one() -> usize {
+    1
 }
 
 fn s3fifo() -> PolicyKind {
@@ -135,6 +139,12 @@ pub struct StoreConfig {
     /// Whether transfers and dirty rows are remembered, for a timeline.
     #[serde(default)]
     pub timeline: bool,
+    /// Threads that share the work of one lookup or update.
+    #[serde(default = "one")]
+    pub threads: usize,
+    /// Instructions of the kernels; `None`: the best that the processor has. They change no bit.
+    #[serde(default)]
+    pub simd: Option<SimdLevel>,
 }
 
 impl StoreConfig {
@@ -142,6 +152,12 @@ impl StoreConfig {
     pub fn from_json(text: &str) -> Result<Self> {
         serde_json::from_str(text)
             .map_err(|error| Error::new(ErrorKind::Config, format!("not a store configuration: {error}")))
+    }
+
+    /// What a row of a table is.
+    pub(super) fn row_shape(&self, table: usize) -> RowShape {
+        let TableConfig { dim, row_type, .. } = self.tables[table];
+        RowShape { row_type, dim, state_floats: self.optimizer.state_floats(dim) }
     }
 
     /// Where the rows live, each table's ranges in order of their first row.

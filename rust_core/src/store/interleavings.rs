@@ -10,7 +10,7 @@ use super::{Budget, ClockMode, HomeLayout, Lookup, NonFinite, Pooled, Store, Sto
 use crate::backend::{Backend, BackendConfig, RamBackend};
 use crate::cache::PolicyKind;
 use crate::device::{DeviceSpec, FaultSpec};
-use crate::embedding::{Initialisation, OptimizerConfig, Pooling, TableConfig, initialise_row};
+use crate::embedding::{Initialisation, OptimizerConfig, Pooling, Rounding, RowType, TableConfig, initialise_row};
 use crate::error::{ErrorKind, Result};
 use crate::sync::Arc;
 use crate::testkit::FailingBackend;
@@ -41,10 +41,17 @@ fn open(failures: u64, is_log: bool) -> Store {
             HomeLayout::Log { segment_bytes: 4096, spare: 0.25, compaction_share: 0.5, paged_index: false };
     }
     let config = StoreConfig {
-        tables: vec![TableConfig { name: "t".into(), rows: ROWS, dim: DIM, init: INIT }],
+        tables: vec![TableConfig {
+            name: "t".into(),
+            rows: ROWS,
+            dim: DIM,
+            init: INIT,
+            row_type: RowType::Fp32,
+            rounding: Rounding::Nearest,
+        }],
         tiers,
         parts: None,
-        optimizer: OptimizerConfig::Sgd,
+        optimizer: OptimizerConfig::sgd(),
         // Two batches: the third one waits.
         staging_bytes: 8 * DIM as u64 * 4,
         memory_limit_bytes: None,
@@ -52,6 +59,8 @@ fn open(failures: u64, is_log: bool) -> Store {
         seed: 1,
         non_finite_gradients: NonFinite::Pass,
         timeline: false,
+        threads: 1,
+        simd: None,
     };
     let wrap = |position: usize, inner: Box<dyn Backend>| -> Box<dyn Backend> {
         let ram = RamBackend::new(inner.len_bytes()).unwrap();

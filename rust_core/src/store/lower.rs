@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::budget::{WidthClass, cache_rows, cacheable_rows};
+use super::budget::{WidthClass, cache_rows, cacheable_rows, table_shape};
 use super::open::ROWS_IN_MEMORY_MAX;
 use super::write_back::PLAN_ROWS_MAX;
 use super::{Budget, HomeLayout, PartConfig, StoreConfig};
@@ -10,8 +10,8 @@ use crate::bits::BitSet;
 use crate::device::DeviceKind;
 use crate::error::{Error, ErrorKind, Result};
 use crate::tier::{
-    Home, Locations, LogHome, LogShape, LowerTiers, PartCounts, PartTiers, RowLog, TableLayout, TableShape, TierCache,
-    UnitCache, log_block_size,
+    Home, Locations, LogHome, LogShape, LowerTiers, PartCounts, PartTiers, RowLog, TableLayout, TierCache, UnitCache,
+    log_block_size,
 };
 
 /// Who may share a log: home, width class, the tiers above that cache it.
@@ -30,10 +30,8 @@ pub(super) fn lay_out(
     }
     let lower = &config.tiers[1..];
     let mut parts = Vec::new();
-    let state_floats = config.optimizer.state_floats();
     for part in placed {
-        let weight_floats = config.tables[part.table].dim;
-        let shape = TableShape { rows: part.rows, weight_floats, state_floats };
+        let shape = table_shape(part.rows, config.row_shape(part.table));
         // Resident parts keep their number here, and nothing else.
         let home = part.home.saturating_sub(1);
         let layout = if part.home > 0 && lower[home].device.kind == DeviceKind::Block {

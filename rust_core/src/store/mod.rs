@@ -29,11 +29,11 @@ pub use open::BackendWrapper;
 pub use snapshot::verify_rows;
 pub use stats::{MemoryReport, StoreStats, TableStats, TierStats, Timeline};
 pub use ticket::{Lookup, TicketId};
-pub use update::Pooled;
+pub use update::{Gathered, Gradient, Pooled};
 
 use crate::clock::Clock;
 use crate::device::Schedule;
-use crate::embedding::initialise_row;
+use crate::embedding::{Instructions, Scratch, SimdLevel, TableInit, Threads};
 use crate::error::{Error, ErrorKind, Result};
 use crate::sync::{Condvar, Mutex, MutexGuard};
 use crate::tier::{JobHandle, LowerTiers, RowPool, Worker};
@@ -65,6 +65,9 @@ struct State {
     lateness: crate::device::Lateness,
     /// The fastest tier's device; its batches run one at a time, on the calling thread.
     memory: Schedule,
+    /// Optimizer steps so far.
+    steps: u64,
+    scratch: Scratch,
     /// Gradient values that were not finite.
     non_finite_values: u64,
     /// For a timeline: dirty rows at the ends of releases.
@@ -85,6 +88,8 @@ pub struct Store {
     /// Staging memory became free, or the store was closed.
     room: Condvar,
     memory: MemoryReport,
+    instructions: Instructions,
+    threads: Threads,
 }
 
 impl Store {
@@ -98,9 +103,30 @@ impl Store {
         self.clock.advance(duration_ns);
     }
 
-    /// Floats of optimizer state in a row.
-    pub fn state_floats(&self) -> usize {
-        self.config.optimizer.state_floats()
+    /// Floats of optimizer state in a row of a table.
+    pub fn state_floats(&self, table: usize) -> Result<usize> {
+        Ok(self.table(table)?.shape.state_floats)
+    }
+
+    /// Whether all rows of a table live in the fastest tier.
+    pub fn is_resident(&self, table: usize) -> Result<bool> {
+        Ok(!self.table(table)?.is_pooled)
+    }
+
+    /// Optimizer steps so far.
+    pub fn steps(&self) -> Result<u64> {
+        Ok(self.lock()?.steps)
+    }
+
+    /// Continues the count of optimizer steps, for a store whose rows were just replaced.
+    pub fn set_steps(&self, steps: u64) -> Result<()> {
+        self.lock()?.steps = steps;
+        Ok(())
+    }
+
+    /// Instructions that the kernels use.
+    pub fn simd_level(&self) -> SimdLevel {
+        self.instructions.level()
     }
 
     /// Whether nobody waits.
@@ -154,8 +180,8 @@ impl Store {
         })
     }
 
-    fn initialise(&self, table: usize, row: u64, weights: &mut [f32]) {
-        initialise_row(self.config.tables[table].init, self.config.seed, table, row, weights);
+    fn initialise(&self, table: usize, row: u64, weights: &mut [u8]) {
+        TableInit::of(&self.tables[table].config).write(self.config.seed, table, row, weights);
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::budget::{WidthClass, cache_rows, cacheable_rows, staging_rows, width_classes};
+use super::budget::{WidthClass, cache_rows, cacheable_rows, staging_rows, table_shape, width_classes};
 use super::compact::LogCompaction;
 use super::parts::{Part, Place, Table};
 use super::stats::{Counters, MemoryReport};
@@ -13,6 +13,7 @@ use crate::bits::BitSet;
 use crate::cache::KeySpace;
 use crate::clock::Clock;
 use crate::device::{DeviceKind, Schedule, TimedDevice};
+use crate::embedding::{Instructions, RowShape, Scratch, Threads};
 use crate::error::{Error, ErrorKind, Result};
 use crate::sync::{Condvar, Mutex};
 use crate::tier::{PoolSize, ROW_BITS, RowPool, TableShape, Worker};
@@ -24,6 +25,8 @@ pub type BackendWrapper<'a> = &'a dyn Fn(usize, Box<dyn Backend>) -> Box<dyn Bac
 pub(super) const ROWS_IN_MEMORY_MAX: u64 = u32::MAX as u64 - 2;
 /// Compaction has eight of them in memory.
 const SEGMENT_BYTES_MAX: u64 = 16 << 20;
+/// Of a row.
+const COLUMNS_MAX: usize = 1 << 20;
 const SPARE_MIN: f64 = 0.2;
 const SPARE_MAX: f64 = 8.0;
 
@@ -37,13 +40,14 @@ impl Store {
     pub fn open_wrapped(config: StoreConfig, wrap: BackendWrapper<'_>) -> Result<Self> {
         check(&config)?;
         let parts = config.placed_parts()?;
-        let state_floats = config.optimizer.state_floats();
-        let shape = |rows, dim| TableShape { rows, weight_floats: dim, state_floats };
-        let shapes: Vec<TableShape> = config.tables.iter().map(|table| shape(table.rows, table.dim)).collect();
-        for (position, shape) in shapes.iter().enumerate() {
-            shape.check(position)?;
+        let instructions = config.simd.map_or_else(|| Ok(Instructions::best()), Instructions::at)?;
+        let threads = Threads::new(config.threads)?;
+        let shapes: Vec<(u64, RowShape)> =
+            config.tables.iter().enumerate().map(|(table, of)| (of.rows, config.row_shape(table))).collect();
+        for (position, &(rows, shape)) in shapes.iter().enumerate() {
+            table_shape(rows, shape).check(position)?;
         }
-        shape(1, 1).check(parts.len())?;
+        TableShape { rows: 1, weight_bytes: 1, state_floats: 0 }.check(parts.len())?;
         let clock = Arc::new(if config.clock == ClockMode::Virtual { Clock::new_virtual() } else { Clock::new_wall() });
         let timed = |(position, tier): (usize, &TierConfig)| TimedDevice {
             storms: tier.faults.storms(position as u64),
@@ -97,12 +101,14 @@ impl Store {
             arrived: Vec::new(),
             lateness: crate::device::Lateness::default(),
             memory: memory_device,
+            steps: 0,
+            scratch: Scratch::default(),
             non_finite_values: 0,
             dirty_samples: Vec::new(),
             closed: false,
         };
         let (worker, state, room) = (worker.transpose()?, Mutex::new(state), Condvar::new());
-        Ok(Self { config, tables, clock, schedule, worker, state, room, memory })
+        Ok(Self { config, tables, clock, schedule, worker, state, room, memory, instructions, threads })
     }
 }
 
@@ -130,6 +136,11 @@ fn check(config: &StoreConfig) -> Result<()> {
     let fail = |why: &str| Err(Error::new(ErrorKind::Config, why));
     if config.tables.is_empty() {
         return fail("a store needs at least one table");
+    }
+    if let Some(table) = config.tables.iter().find(|table| !(1..=COLUMNS_MAX).contains(&table.dim)) {
+        return Err(Error::new(ErrorKind::Config, "a row has at least one and at most 1,048,576 columns")
+            .with_context("table", &table.name)
+            .with_context("columns", table.dim));
     }
     let Some((fastest, slower)) = config.tiers.split_first() else {
         return fail("a store needs at least one tier");
@@ -227,7 +238,7 @@ fn open_pools(
                 ErrorKind::Capacity,
                 "at most 2^32 - 3 rows of one width are in memory; lower the budget, or give rows another home",
             )
-            .with_context("columns", class.weight_floats));
+            .with_context("columns", class.shape.dim));
         }
         let size = PoolSize {
             resident_rows: class.resident_rows as usize,
@@ -238,14 +249,14 @@ fn open_pools(
         sizes.push(size);
     }
     check_memory(config, needed)?;
-    let state_floats = config.optimizer.state_floats();
     let mut pools = Vec::new();
     for (number, (class, &size)) in classes.iter().zip(&sizes).enumerate() {
         let seed = config.seed.wrapping_add(number as u64);
         let is_here = |part: &PartConfig| part.home > 0 && class_of[part.table] == number;
         let lens = parts.iter().map(|part| if is_here(part) { part.rows } else { 0 }).collect();
         let rows = KeySpace { lens, shift: ROW_BITS };
-        let pool = RowPool::new(class.weight_floats, state_floats, size, fastest.policy, seed, &rows)?;
+        let pool =
+            RowPool::new(class.shape.weight_bytes(), class.shape.state_floats, size, fastest.policy, seed, &rows)?;
         memory.resident_bytes += class.resident_rows * class.row_bytes;
         memory.cached_bytes += size.cache_rows as u64 * class.row_bytes;
         memory.staging_bytes += size.staging_rows as u64 * class.row_bytes;
@@ -264,7 +275,7 @@ fn place_parts(config: &StoreConfig, placed: &[PartConfig], class_of: &[usize]) 
             let next = &mut next_resident[class_of[part.table]];
             let first = *next;
             *next += part.rows as u32;
-            Place::Resident { first, present: BitSet::new(part.rows) }
+            Place::Resident { first, present: BitSet::new(part.rows), absent: part.rows }
         } else {
             Place::Pooled { is_cached: part.cached_by.contains(&0), is_exclusive: part.exclusive }
         };
@@ -275,7 +286,8 @@ fn place_parts(config: &StoreConfig, placed: &[PartConfig], class_of: &[usize]) 
         let count = parts[first_part..].iter().take_while(|part| part.table == number).count();
         let mine = &parts[first_part..first_part + count];
         let is_pooled = mine.iter().any(|part| matches!(part.place, Place::Pooled { .. }));
-        let table = Table { config: table.clone(), pool: class_of[number], is_pooled, first_part, parts: count };
+        let (config, shape) = (table.clone(), config.row_shape(number));
+        let table = Table { config, shape, pool: class_of[number], is_pooled, first_part, parts: count };
         first_part += count;
         table
     });

@@ -1,7 +1,7 @@
 //! Tables and their parts: which rows are where.
 
 use crate::bits::BitSet;
-use crate::embedding::TableConfig;
+use crate::embedding::{RowShape, TableConfig};
 
 /// A table, or a range of its rows.
 pub(super) struct Part {
@@ -31,6 +31,8 @@ pub(super) enum Place {
         first: u32,
         /// Rows that have their initial values.
         present: BitSet,
+        /// How many have not.
+        absent: u64,
     },
     /// Those that are cached or in flight.
     Pooled {
@@ -45,6 +47,8 @@ pub(super) enum Place {
 pub(super) struct Table {
     /// What it is.
     pub(super) config: TableConfig,
+    /// What a row is.
+    pub(super) shape: RowShape,
     /// The pool that has its rows in memory.
     pub(super) pool: usize,
     /// Whether any of its rows live below memory.
@@ -55,6 +59,25 @@ pub(super) struct Table {
 }
 
 impl Table {
+    /// The place of the first row, if all of them are resident and exist.
+    pub(super) fn all_resident(&self, parts: &[Part]) -> Option<u32> {
+        match parts[self.first_part].place {
+            Place::Resident { first, absent: 0, .. } if self.parts == 1 => Some(first),
+            _ => None,
+        }
+    }
+
+    /// The row at a place of the fastest tier where it is resident.
+    pub(super) fn resident_row(&self, parts: &[Part], place: u32) -> u64 {
+        let mine = &parts[self.first_part..self.first_part + self.parts];
+        // Of the parts that begin at or before the place, the last one has it.
+        let mut rows = mine.iter().rev().filter_map(|part| match part.place {
+            Place::Resident { first, .. } => place.checked_sub(first).map(|row| part.first_row + u64::from(row)),
+            Place::Pooled { .. } => None,
+        });
+        rows.next().unwrap_or(0)
+    }
+
     /// The part of a row, and the row's number in it.
     #[inline]
     pub(super) fn part_of(&self, parts: &[Part], row: u64) -> (usize, u64) {

@@ -403,16 +403,19 @@ impl Store {
             ))
             .with_context("ids", count));
         }
-        let rows = lookup.ids.iter().enumerate().map(|(position, &id)| {
-            u64::try_from(id).ok().filter(|&row| row < table.config.rows).ok_or_else(|| {
-                place(Error::new(
-                    ErrorKind::Input,
-                    format!("id {id} is out of range; ids are 0 to {}", table.config.rows - 1),
-                ))
-                .with_context("position", position)
-            })
-        });
-        Ok(QueuedLookup { table: lookup.table, rows: rows.collect::<Result<_>>()?, offsets })
+        // A negative id is a large row.
+        let largest = lookup.ids.iter().fold(0, |largest, &id| (id as u64).max(largest));
+        if count > 0 && largest >= table.config.rows {
+            let is_outside = |&id: &i64| id as u64 >= table.config.rows;
+            let position = lookup.ids.iter().position(is_outside).unwrap_or(0);
+            return Err(place(Error::new(
+                ErrorKind::Input,
+                format!("id {} is out of range; ids are 0 to {}", lookup.ids[position], table.config.rows - 1),
+            ))
+            .with_context("position", position));
+        }
+        let rows = lookup.ids.iter().map(|&id| id as u64).collect();
+        Ok(QueuedLookup { table: lookup.table, rows, offsets })
     }
 }
 
@@ -472,12 +475,11 @@ impl State {
         let Arrival { reads, requests, submitted_ns, .. } = arrival;
         let (due_ns, ready_ns) = (done.due_ns, done.ready_ns);
         self.arrived.push(Arrived { ticket: id, reads, requests, submitted_ns, due_ns, ready_ns });
-        let mut images = done.kept.as_f32();
+        let mut images = &done.kept[..];
         for &(pool, place) in &arrival.fills {
-            let (weights, state) = self.pools[pool].row_mut(place);
-            let (image, rest) = images.split_at(weights.len() + state.len());
-            weights.copy_from_slice(&image[..weights.len()]);
-            state.copy_from_slice(&image[weights.len()..]);
+            let pool = &mut self.pools[pool];
+            let (image, rest) = images.split_at(pool.row_bytes());
+            pool.fill(place, image);
             images = rest;
         }
         Ok(())

@@ -2,14 +2,14 @@
 
 use super::StoreConfig;
 use super::parts::Part;
-use crate::embedding::{Initialisation, initialise_row};
+use crate::embedding::TableInit;
 use crate::tier::{BlockKey, FreshBlocks, Home, LowerTiers, Unit, Units, split_row_key};
 
 /// Units that an error names; of more it gives the number.
 const NAMED_MAX: usize = 3;
 
 pub(super) struct StoreUnits {
-    tables: Vec<(String, Initialisation)>,
+    tables: Vec<(String, TableInit)>,
     seed: u64,
     /// Table, first row, and blocks.
     parts: Vec<(usize, u64, FreshBlocks)>,
@@ -28,7 +28,7 @@ impl StoreUnits {
                 Home::InPlace { layout, .. } => FreshBlocks::InPlace {
                     layout: *layout,
                     rows: tiers.shape.rows,
-                    weight_floats: tiers.shape.weight_floats,
+                    weight_bytes: tiers.shape.weight_bytes,
                 },
                 Home::Log { log, .. } => log_blocks(*log),
             };
@@ -39,7 +39,7 @@ impl StoreUnits {
             (config.tables[table].name.clone(), log_blocks(log))
         };
         Self {
-            tables: config.tables.iter().map(|table| (table.name.clone(), table.init)).collect(),
+            tables: config.tables.iter().map(|table| (table.name.clone(), TableInit::of(table))).collect(),
             seed: config.seed,
             parts: parts.iter().zip(&lower.parts).map(of_part).collect(),
             logs: (0..lower.logs.len()).map(of_log).collect(),
@@ -101,6 +101,6 @@ impl Units for StoreUnits {
         }
         let (table, first_row, blocks) = &self.parts[number];
         let init = self.tables[*table].1;
-        blocks.write(key, block, |row, weights| initialise_row(init, self.seed, *table, first_row + row, weights));
+        blocks.write(key, block, |row, weights| init.write(self.seed, *table, first_row + row, weights));
     }
 }

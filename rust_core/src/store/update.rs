@@ -2,19 +2,50 @@
 
 use std::sync::Arc;
 
-use super::ticket::{LookupPlan, TicketId};
+use super::ticket::{Lookup, LookupPlan, TicketId};
 use super::{NonFinite, State, Store};
 use crate::device::Operation;
-use crate::embedding::{Contribution, Pooling, coalesce_and_update, gradient_of_sample_weights, pool_rows};
+use crate::embedding::{
+    Contribution, PlacedLookup, Pooling, Rounding, RowType, Runtime, Slab, Step, coalesce_and_update, count_non_finite,
+    gradient_of_sample_weights, noise_of_table, pool_rows, squared_gradient_norm,
+};
 use crate::error::{Error, ErrorKind, Result};
+use crate::tier::split_row_key;
+
+/// Positions of a piece of a gather at least; fewer are not worth another thread.
+const PIECE_POSITIONS_MIN: usize = 512;
+/// Pieces of a gather for each thread, so that an uneven one does not decide.
+const PIECES_PER_THREAD: usize = 4;
 
 /// How a lookup is pooled.
 #[derive(Debug, Clone, Copy)]
 pub struct Pooled<'a> {
-    /// Sum or mean.
+    /// Sum, mean, or none.
     pub pooling: Pooling,
     /// One factor a position; only with a sum.
     pub sample_weights: Option<&'a [f32]>,
+}
+
+/// One lookup of a ticket on the way forward.
+#[derive(Debug)]
+pub struct Gathered<'a> {
+    /// Its number in the ticket.
+    pub lookup: usize,
+    /// How it is pooled.
+    pub pooled: Pooled<'a>,
+    /// B x D; L x D without pooling.
+    pub out: &'a mut [f32],
+}
+
+/// One lookup of a ticket on the way back.
+#[derive(Debug, Clone, Copy)]
+pub struct Gradient<'a> {
+    /// Its number in the ticket.
+    pub lookup: usize,
+    /// How it was pooled.
+    pub pooled: Pooled<'a>,
+    /// B x D; L x D without pooling.
+    pub values: &'a [f32],
 }
 
 /// Gradients that wait for a step.
@@ -27,30 +58,70 @@ pub(super) struct Pending {
     gradients: Vec<f32>,
 }
 
+/// A gradient with the places of its rows.
+#[derive(Clone, Copy)]
+struct PlacedGradient<'a> {
+    plan: &'a LookupPlan,
+    pooled: Pooled<'a>,
+    values: &'a [f32],
+}
+
 impl Pending {
-    fn contribution(&self) -> Contribution<'_> {
-        Contribution {
-            slots: &self.plan.places,
-            offsets: &self.plan.offsets,
-            pooling: self.pooling,
-            sample_weights: self.sample_weights.as_deref(),
-            gradients: &self.gradients,
-        }
+    fn placed(&self) -> PlacedGradient<'_> {
+        let pooled = Pooled { pooling: self.pooling, sample_weights: self.sample_weights.as_deref() };
+        PlacedGradient { plan: &self.plan, pooled, values: &self.gradients }
     }
 }
 
 impl Store {
     /// Pools the rows of one lookup of a ticket into `out` of B x D. The ticket was waited for.
     pub fn gather(&self, ticket: TicketId, lookup: usize, pooled: Pooled<'_>, out: &mut [f32]) -> Result<()> {
+        self.gather_all(ticket, vec![Gathered { lookup, pooled, out }])
+    }
+
+    /// Pools the rows of several lookups of a ticket, whatever their columns and bags. The ticket was waited for.
+    pub fn gather_all(&self, ticket: TicketId, gathered: Vec<Gathered<'_>>) -> Result<()> {
         let mut state = self.lock()?;
-        let plan = state.ready_lookup(ticket, lookup)?;
-        let table = &self.tables[plan.table];
-        let dim = table.config.dim;
-        check_shapes(&plan, dim, pooled, out.len())?;
-        let weights = state.pools[table.pool].weights();
-        pool_rows(weights, dim, &plan.places, &plan.offsets, pooled.pooling, pooled.sample_weights, out);
-        state.charge(self, plan.table, Operation::Read, plan.places.len(), dim * size_of::<f32>());
+        let plans = gathered.iter().map(|one| {
+            let plan = state.ready_lookup(ticket, one.lookup)?;
+            self.check_shapes(&plan, one.pooled, one.out.len())?;
+            Ok(plan)
+        });
+        let plans: Vec<Arc<LookupPlan>> = plans.collect::<Result<_>>()?;
+        let positions: usize = plans.iter().map(|plan| plan.places.len()).sum();
+        let pieces = self.threads.count() * PIECES_PER_THREAD;
+        let piece = (positions / pieces).max(PIECE_POSITIONS_MIN);
+        let mut tasks = Vec::new();
+        for (plan, Gathered { pooled, mut out, .. }) in plans.iter().zip(gathered) {
+            let lookup = self.placed(&state, plan, pooled);
+            let outputs = lookup.outputs();
+            let pieces = if self.threads.count() == 1 { 1 } else { plan.places.len().div_ceil(piece).max(1) };
+            let mut first = 0;
+            for number in 1..=pieces {
+                let end = outputs * number / pieces;
+                let (mine, rest) = out.split_at_mut((end - first) * lookup.shape.dim);
+                tasks.push((lookup, first..end, mine));
+                (out, first) = (rest, end);
+            }
+        }
+        self.threads.each(tasks, |(lookup, outputs, out)| pool_rows(self.instructions, lookup, outputs, out));
+        for plan in &plans {
+            let row_bytes = self.tables[plan.table].shape.weight_bytes();
+            state.charge(self, plan.table, Operation::Read, plan.places.len(), row_bytes);
+        }
         Ok(())
+    }
+
+    /// Fetches a batch, pools its lookups, and gives the rows back: a forward pass without a backward one.
+    pub fn pool(
+        &self,
+        lookups: &[Lookup<'_>],
+        gathered: Vec<Gathered<'_>>,
+        is_interrupted: &dyn Fn() -> bool,
+    ) -> Result<()> {
+        let ticket = self.prefetch(lookups)?;
+        let pooled = self.wait(ticket, is_interrupted).and_then(|()| self.gather_all(ticket, gathered));
+        pooled.and(self.release(ticket))
     }
 
     /// Gradient of each sample weight of a lookup, from `gradients` of B x D. Rows must not have been updated since the gather.
@@ -63,34 +134,40 @@ impl Store {
     ) -> Result<()> {
         let mut state = self.lock()?;
         let plan = state.ready_lookup(ticket, lookup)?;
-        let table = &self.tables[plan.table];
-        let dim = table.config.dim;
-        check_shapes(&plan, dim, Pooled { pooling: Pooling::Sum, sample_weights: Some(out) }, gradients.len())?;
-        let weights = state.pools[table.pool].weights();
-        gradient_of_sample_weights(weights, dim, &plan.places, &plan.offsets, gradients, out);
-        state.charge(self, plan.table, Operation::Read, plan.places.len(), dim * size_of::<f32>());
+        let pooled = Pooled { pooling: Pooling::Sum, sample_weights: Some(out) };
+        self.check_shapes(&plan, pooled, gradients.len())?;
+        let placed = self.placed(&state, &plan, Pooled { sample_weights: None, ..pooled });
+        gradient_of_sample_weights(self.instructions, placed, gradients, out);
+        let row_bytes = self.tables[plan.table].shape.weight_bytes();
+        state.charge(self, plan.table, Operation::Read, plan.places.len(), row_bytes);
         Ok(())
     }
 
     /// Keeps the gradient of one lookup (B x D) for the next `step`. Its rows stay in flight until then.
     pub fn accumulate(&self, ticket: TicketId, lookup: usize, pooled: Pooled<'_>, gradients: &[f32]) -> Result<()> {
+        self.accumulate_all(ticket, &[Gradient { lookup, pooled, values: gradients }])
+    }
+
+    /// Keeps the gradients of several lookups of a ticket for the next `step`: all of them, or after an error none.
+    pub fn accumulate_all(&self, ticket: TicketId, gradients: &[Gradient<'_>]) -> Result<()> {
         let mut state = self.lock()?;
-        let plan = state.ready_lookup(ticket, lookup)?;
-        check_shapes(&plan, self.tables[plan.table].config.dim, pooled, gradients.len())?;
-        state.check_finite(self, plan.table, gradients)?;
-        state.tickets.get_mut(&ticket.0).expect("ready_lookup found it").pending += 1;
-        state.pending.push(Pending {
-            ticket: ticket.0,
-            lookup,
-            plan,
-            pooling: pooled.pooling,
-            sample_weights: pooled.sample_weights.map(<[f32]>::to_vec),
-            gradients: gradients.to_vec(),
-        });
+        let plans = state.checked_plans(self, ticket, gradients)?;
+        for (plan, gradient) in plans.into_iter().zip(gradients) {
+            let Gradient { lookup, pooled, values } = *gradient;
+            state.tickets.get_mut(&ticket.0).expect("its plans were found").pending += 1;
+            state.pending.push(Pending {
+                ticket: ticket.0,
+                lookup,
+                plan,
+                pooling: pooled.pooling,
+                sample_weights: pooled.sample_weights.map(<[f32]>::to_vec),
+                gradients: values.to_vec(),
+            });
+        }
         Ok(())
     }
 
-    /// Applies the gradient of one lookup at once. For steps that look a table up once.
+    /// Applies the gradient of one lookup at once, as one optimizer step.
     pub fn update(
         &self,
         ticket: TicketId,
@@ -99,30 +176,35 @@ impl Store {
         gradients: &[f32],
         lr: f32,
     ) -> Result<()> {
+        self.update_all(ticket, &[Gradient { lookup, pooled, values: gradients }], lr)
+    }
+
+    /// Applies the gradients of several lookups of a ticket at once: one optimizer step.
+    ///
+    /// # Errors
+    ///
+    /// `Input` for wrong shapes, or for gradients that are not finite if those are refused; no row has changed then.
+    pub fn update_all(&self, ticket: TicketId, gradients: &[Gradient<'_>], lr: f32) -> Result<()> {
         let mut state = self.lock()?;
-        let plan = state.ready_lookup(ticket, lookup)?;
-        check_shapes(&plan, self.tables[plan.table].config.dim, pooled, gradients.len())?;
-        state.check_finite(self, plan.table, gradients)?;
-        let contribution = Contribution {
-            slots: &plan.places,
-            offsets: &plan.offsets,
-            pooling: pooled.pooling,
-            sample_weights: pooled.sample_weights,
-            gradients,
-        };
-        state.apply(self, plan.table, &[contribution], lr);
+        let plans = state.checked_plans(self, ticket, gradients)?;
+        let placed = plans.iter().zip(gradients);
+        let placed: Vec<PlacedGradient<'_>> =
+            placed.map(|(plan, of)| PlacedGradient { plan, pooled: of.pooled, values: of.values }).collect();
+        state.apply(self, &placed, lr);
         Ok(())
     }
 
     /// Applies all kept gradients: one update a row, contributions in order of (ticket, lookup, bag, position).
     pub fn step(&self, lr: f32) -> Result<()> {
         let mut state = self.lock()?;
+        if state.pending.is_empty() {
+            return Ok(());
+        }
         let mut pending = std::mem::take(&mut state.pending);
         pending.sort_by_key(|entry| (entry.plan.table, entry.ticket, entry.lookup));
-        for group in pending.chunk_by(|a, b| a.plan.table == b.plan.table) {
-            let contributions: Vec<Contribution<'_>> = group.iter().map(Pending::contribution).collect();
-            state.apply(self, group[0].plan.table, &contributions, lr);
-        }
+        let placed: Vec<PlacedGradient<'_>> = pending.iter().map(Pending::placed).collect();
+        state.apply(self, &placed, lr);
+        drop(placed);
         drop(state);
         self.settle(&pending)
     }
@@ -131,6 +213,28 @@ impl Store {
     pub fn discard(&self) -> Result<()> {
         let pending = std::mem::take(&mut self.lock()?.pending);
         self.settle(&pending)
+    }
+
+    /// The Euclidean norm of all kept gradients, each row's summed over its lookups first.
+    pub fn gradient_norm(&self) -> Result<f64> {
+        let mut state = self.lock()?;
+        let State { pending, scratch, .. } = &mut *state;
+        pending.sort_by_key(|entry| (entry.plan.table, entry.ticket, entry.lookup));
+        // By table, so that the order of the sum is the same whatever shares a slab.
+        let tables = pending.chunk_by(|a, b| a.plan.table == b.plan.table).map(|group| {
+            let contributions: Vec<Contribution<'_>> =
+                group.iter().map(|entry| entry.placed().contribution(None)).collect();
+            let dim = self.tables[group[0].plan.table].config.dim;
+            squared_gradient_norm(self.instructions, &contributions, dim, scratch)
+        });
+        Ok(libm::sqrt(tables.sum()))
+    }
+
+    /// Multiplies all kept gradients by a factor.
+    pub fn scale_gradients(&self, factor: f32) -> Result<()> {
+        let mut state = self.lock()?;
+        state.pending.iter_mut().flat_map(|entry| &mut entry.gradients).for_each(|value| *value *= factor);
+        Ok(())
     }
 
     /// Releases the tickets whose owner let go of them before their gradients were used.
@@ -154,31 +258,55 @@ impl Store {
         }
         outcome
     }
+
+    fn placed<'a>(&self, state: &'a State, plan: &'a LookupPlan, pooled: Pooled<'a>) -> PlacedLookup<'a> {
+        let table = &self.tables[plan.table];
+        PlacedLookup {
+            weights: state.pools[table.pool].weights(),
+            shape: table.shape,
+            slots: &plan.places,
+            offsets: &plan.offsets,
+            pooling: pooled.pooling,
+            sample_weights: pooled.sample_weights,
+        }
+    }
+
+    fn check_shapes(&self, plan: &LookupPlan, pooled: Pooled<'_>, len: usize) -> Result<()> {
+        let table = &self.tables[plan.table].config;
+        let place = |why: String| Err(Error::new(ErrorKind::Input, why).with_context("table", &table.name));
+        let outputs = pooled.pooling.outputs(&plan.offsets, plan.places.len());
+        let expected = outputs * table.dim;
+        if len != expected {
+            let of = if pooled.pooling == Pooling::None { "ids" } else { "bags" };
+            return place(format!("rows have {len} values; {outputs} {of} of {} columns have {expected}", table.dim));
+        }
+        if let Some(weights) = pooled.sample_weights {
+            if weights.len() != plan.places.len() {
+                return place(format!(
+                    "there are {} sample weights for {} ids; give one each",
+                    weights.len(),
+                    plan.places.len()
+                ));
+            }
+            if pooled.pooling != Pooling::Sum {
+                return place("sample weights go with a sum; use mode = \"sum\"".into());
+            }
+        }
+        Ok(())
+    }
 }
 
-fn check_shapes(plan: &LookupPlan, dim: usize, pooled: Pooled<'_>, pooled_len: usize) -> Result<()> {
-    let expected = plan.offsets.len() * dim;
-    if pooled_len != expected {
-        return Err(Error::new(
-            ErrorKind::Input,
-            format!(
-                "pooled rows have {pooled_len} values; {} bags of {dim} columns have {expected}",
-                plan.offsets.len()
-            ),
-        ));
-    }
-    if let Some(weights) = pooled.sample_weights {
-        if weights.len() != plan.places.len() {
-            return Err(Error::new(
-                ErrorKind::Input,
-                format!("there are {} sample weights for {} ids; give one each", weights.len(), plan.places.len()),
-            ));
-        }
-        if pooled.pooling == Pooling::Mean {
-            return Err(Error::new(ErrorKind::Input, "sample weights go with a sum; use mode = \"sum\""));
+impl<'a> PlacedGradient<'a> {
+    fn contribution(self, noise: Option<u64>) -> Contribution<'a> {
+        Contribution {
+            slots: &self.plan.places,
+            offsets: &self.plan.offsets,
+            pooling: self.pooled.pooling,
+            sample_weights: self.pooled.sample_weights,
+            gradients: self.values,
+            noise,
         }
     }
-    Ok(())
 }
 
 impl State {
@@ -200,10 +328,26 @@ impl State {
             .map_or_else(|| fail(format!("ticket {} has no lookup {lookup}", ticket.0)), |plan| Ok(Arc::clone(plan)))
     }
 
+    /// The plans of gradients, if all of them may be used.
+    fn checked_plans(
+        &mut self,
+        store: &Store,
+        ticket: TicketId,
+        gradients: &[Gradient<'_>],
+    ) -> Result<Vec<Arc<LookupPlan>>> {
+        let plans = gradients.iter().map(|gradient| {
+            let plan = self.ready_lookup(ticket, gradient.lookup)?;
+            store.check_shapes(&plan, gradient.pooled, gradient.values.len())?;
+            self.check_finite(store, plan.table, gradient.values)?;
+            Ok(plan)
+        });
+        plans.collect()
+    }
+
     /// Counts gradient values that are not finite, and refuses them if the store is to.
     fn check_finite(&mut self, store: &Store, table: usize, gradients: &[f32]) -> Result<()> {
-        let count = gradients.iter().filter(|value| !value.is_finite()).count();
-        self.non_finite_values += count as u64;
+        let count = count_non_finite(store.instructions, gradients);
+        self.non_finite_values += count;
         if count == 0 || store.config.non_finite_gradients == NonFinite::Pass {
             return Ok(());
         }
@@ -218,18 +362,54 @@ impl State {
         .with_context("column", first % table.dim))
     }
 
-    fn apply(&mut self, store: &Store, number: usize, contributions: &[Contribution<'_>], lr: f32) {
-        let table = &store.tables[number];
-        let (dim, optimizer) = (table.config.dim, store.config.optimizer);
-        let pool = &mut self.pools[table.pool];
-        let mut touched = Vec::new();
-        coalesce_and_update(contributions, dim, optimizer, lr, pool.rows_mut(), |place| touched.push(place));
-        for &place in &touched {
-            pool.mark_dirty(place);
+    /// One optimizer step with these gradients. Tables of one slab share a sort.
+    fn apply(&mut self, store: &Store, gradients: &[PlacedGradient<'_>], lr: f32) {
+        self.steps += 1;
+        let step = Step::new(store.config.optimizer, lr, self.steps);
+        let runtime = Runtime { instructions: store.instructions, threads: &store.threads };
+        // Rows that each gradient is the first to touch.
+        let mut rows = vec![0; gradients.len()];
+        let Self { pools, parts, scratch, steps, .. } = self;
+        for (number, pool) in pools.iter_mut().enumerate() {
+            let is_here = |&at: &usize| store.tables[gradients[at].plan.table].pool == number;
+            let here: Vec<usize> = (0..gradients.len()).filter(is_here).collect();
+            let Some(&first) = here.first() else { continue };
+            let contribution = |&at: &usize| {
+                let table = gradients[at].plan.table;
+                let config = &store.tables[table].config;
+                let is_random = config.rounding == Rounding::Stochastic && config.row_type != RowType::Fp32;
+                gradients[at].contribution(is_random.then(|| noise_of_table(store.config.seed, *steps, table)))
+            };
+            let contributions: Vec<Contribution<'_>> = here.iter().map(contribution).collect();
+            let shape = store.tables[gradients[first].plan.table].shape;
+            let mut touched = Vec::new();
+            let (weights, state, keys) = pool.split_mut();
+            let row_of = |contribution: usize, place: u32| {
+                let table = &store.tables[gradients[here[contribution]].plan.table];
+                match keys.of(place) {
+                    Some(key) => {
+                        let (part, row) = split_row_key(key);
+                        parts[part].first_row + row
+                    }
+                    None => table.resident_row(parts, place),
+                }
+            };
+            let slab = Slab { weights, state, shape };
+            coalesce_and_update(runtime, &contributions, &step, slab, scratch, &row_of, |place, contribution| {
+                touched.push(place);
+                rows[here[contribution]] += 1;
+            });
+            touched.into_iter().for_each(|place| pool.mark_dirty(place));
         }
-        let row_bytes = (dim + optimizer.state_floats()) * size_of::<f32>();
-        self.charge(store, number, Operation::Read, touched.len(), row_bytes);
-        self.charge(store, number, Operation::Write, touched.len(), row_bytes);
+        // In the order of the tables, whatever they share.
+        for group in gradients.chunk_by(|a, b| a.plan.table == b.plan.table) {
+            let count: usize = rows.drain(..group.len()).sum();
+            let table = group[0].plan.table;
+            let shape = store.tables[table].shape;
+            let row_bytes = shape.weight_bytes() + shape.state_floats * size_of::<f32>();
+            self.charge(store, table, Operation::Read, count, row_bytes);
+            self.charge(store, table, Operation::Write, count, row_bytes);
+        }
     }
 
     /// Accounts for row accesses to the fastest tier: in virtual time they take as long as the

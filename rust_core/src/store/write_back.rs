@@ -27,7 +27,7 @@ impl<'a> Descent<'a> {
     }
 
     /// A row left memory. A clean one is dropped, unless a tier below holds rows that memory does not have.
-    fn lower(&mut self, key: u64, weights: &[f32], state: &[f32], is_dirty: bool) {
+    fn lower(&mut self, key: u64, weights: &[u8], state: &[f32], is_dirty: bool) {
         let (part, row) = split_row_key(key);
         if is_dirty || matches!(self.parts[part].place, Place::Pooled { is_exclusive: true, .. }) {
             self.plan.write_row(part, row, weights, state, is_dirty);
@@ -59,7 +59,7 @@ impl State {
                     let (part, _) = split_row_key(pool.key(place));
                     matches!(parts[part].place, Place::Pooled { is_cached: true, .. })
                 };
-                let mut lower = |key, weights: &[f32], state: &[f32], dirty| descent.lower(key, weights, state, dirty);
+                let mut lower = |key, weights: &[u8], state: &[f32], dirty| descent.lower(key, weights, state, dirty);
                 if stays {
                     pool.keep(place);
                     while pool.trim_one(&mut lower) {}

@@ -4,7 +4,7 @@ use super::job::{Copy, Job, PlacedUnit, Transfer};
 use super::layout::{BLOCK_HEADER_BYTES, BlockKey, TableLayout};
 use super::log::RowLog;
 use super::plan::{Frame, ImageSource, Piece, PlanBuilder, Source, Unit};
-use crate::backend::{Extent, f32_as_bytes};
+use crate::backend::Extent;
 use crate::units::round_up;
 
 /// Adjacent units become one request up to this size.
@@ -175,8 +175,8 @@ pub enum FreshBlocks {
         layout: TableLayout,
         /// Number of rows.
         rows: u64,
-        /// Floats of weights in a row.
-        weight_floats: usize,
+        /// Bytes of weights in a row.
+        weight_bytes: usize,
     },
     /// Nobody lives there yet.
     Log {
@@ -197,19 +197,16 @@ impl FreshBlocks {
     }
 
     /// Writes a block; `initialise` fills the weights of a row, the state is zero.
-    pub fn write(&self, key: BlockKey, block: &mut [u8], mut initialise: impl FnMut(u64, &mut [f32])) {
+    pub fn write(&self, key: BlockKey, block: &mut [u8], mut initialise: impl FnMut(u64, &mut [u8])) {
         match *self {
-            Self::InPlace { layout, rows, weight_floats } => {
+            Self::InPlace { layout, rows, weight_bytes } => {
                 let block = &mut block[..layout.block_bytes as usize];
                 block.fill(0);
                 key.write_header(block);
                 let first = key.parts().1 * layout.rows_per_block;
-                let mut weights = vec![0.0; weight_floats];
                 for row in first..(first + layout.rows_per_block).min(rows) {
-                    initialise(row, &mut weights);
                     let offset = layout.place(row).1;
-                    let bytes = f32_as_bytes(&weights);
-                    block[offset..offset + bytes.len()].copy_from_slice(bytes);
+                    initialise(row, &mut block[offset..offset + weight_bytes]);
                 }
             }
             Self::Log { rows_per_block, block_bytes } => {

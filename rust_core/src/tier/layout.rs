@@ -20,8 +20,6 @@ const WASTE_PERCENT_MAX: u64 = 10;
 
 /// Bits of a row in a key.
 pub const ROW_BITS: u32 = 44;
-/// The most columns of a row.
-const ROW_FLOATS_MAX: usize = 1 << 20;
 
 /// The identity of a home block: table in the upper bits, block in the lower.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -56,8 +54,8 @@ pub fn split_row_key(key: u64) -> (usize, u64) {
 pub struct TableShape {
     /// Number of rows.
     pub rows: u64,
-    /// Floats of weights in a row.
-    pub weight_floats: usize,
+    /// Bytes of weights in a row.
+    pub weight_bytes: usize,
     /// Floats of optimizer state in a row.
     pub state_floats: usize,
 }
@@ -65,19 +63,14 @@ pub struct TableShape {
 impl TableShape {
     /// Bytes of a row image.
     pub fn row_bytes(&self) -> usize {
-        (self.weight_floats + self.state_floats) * size_of::<f32>()
+        self.weight_bytes + self.state_floats * size_of::<f32>()
     }
 
     /// Refuses sizes that the keys cannot tell apart.
     pub fn check(&self, table: usize) -> Result<()> {
-        if self.rows == 0 || self.weight_floats == 0 {
+        if self.rows == 0 || self.weight_bytes == 0 {
             return Err(Error::new(ErrorKind::Config, "a table needs at least one row and one column")
                 .with_context("table", table));
-        }
-        if self.weight_floats > ROW_FLOATS_MAX {
-            return Err(Error::new(ErrorKind::Config, "a row has at most 1,048,576 columns")
-                .with_context("table", table)
-                .with_context("columns", self.weight_floats));
         }
         if self.rows >= 1 << ROW_BITS || table >= 1 << (64 - ROW_BITS) {
             return Err(Error::new(ErrorKind::Capacity, "a store holds at most 1,048,576 tables of 2^44 rows")
@@ -188,7 +181,7 @@ mod tests {
     use super::*;
 
     fn layout(rows: u64, weight_floats: usize, state_floats: usize) -> TableLayout {
-        TableLayout::in_blocks(&TableShape { rows, weight_floats, state_floats }, 0).unwrap()
+        TableLayout::in_blocks(&TableShape { rows, weight_bytes: weight_floats * 4, state_floats }, 0).unwrap()
     }
 
     #[test]

@@ -19,6 +19,6 @@ pub use layout::{BLOCK_HEADER_BYTES, BlockKey, ROW_BITS, TableLayout, TableShape
 pub use log::{Locations, LogShape, RowLog, log_block_size};
 pub use lower::{Home, LogHome, LowerTiers, PartCounts, PartTiers, TierCache};
 pub use plan::{PlanBuilder, RowPlace, Source, Unit};
-pub use pool::{Met, PoolSize, RowPool};
+pub use pool::{Met, PoolKeys, PoolSize, RowPool, copy_floats};
 pub use unit_cache::UnitCache;
 pub use worker::{JobHandle, Worker};

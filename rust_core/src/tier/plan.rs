@@ -222,9 +222,9 @@ impl<'a> PlanBuilder<'a> {
 
     /// Sends a row image down from memory: to the fastest tier that caches it, or home. A clean one goes only to a
     /// tier that holds rows exclusively.
-    pub fn write_row(&mut self, part: usize, row: u64, weights: &[f32], state: &[f32], is_dirty: bool) {
+    pub fn write_row(&mut self, part: usize, row: u64, weights: &[u8], state: &[f32], is_dirty: bool) {
         let image = self.images.len();
-        self.images.extend_from_slice(f32_as_bytes(weights));
+        self.images.extend_from_slice(weights);
         self.images.extend_from_slice(f32_as_bytes(state));
         self.tiers.rows_written_back[part] += u64::from(is_dirty && self.is_counted);
         self.descend(part, row, 0, ImageSource::Image(image), is_dirty);

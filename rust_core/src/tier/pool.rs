@@ -35,7 +35,7 @@ pub struct RowPool {
     seen: BitSet,
     weights: AlignedBuffer,
     state: AlignedBuffer,
-    weight_floats: usize,
+    weight_bytes: usize,
     state_floats: usize,
     size: PoolSize,
 }
@@ -43,7 +43,7 @@ pub struct RowPool {
 impl RowPool {
     /// An empty pool for these rows.
     pub fn new(
-        weight_floats: usize,
+        weight_bytes: usize,
         state_floats: usize,
         size: PoolSize,
         policy: PolicyKind,
@@ -55,9 +55,9 @@ impl RowPool {
             slots: Slots::over(policy, slots, size.cache_rows, seed, Some(rows))?,
             dirty: BitSet::new(slots as u64),
             seen: BitSet::new(slots as u64),
-            weights: AlignedBuffer::try_zeroed(size.rows() * weight_floats * size_of::<f32>())?,
+            weights: AlignedBuffer::try_zeroed(size.rows() * weight_bytes)?,
             state: AlignedBuffer::try_zeroed(size.rows() * state_floats * size_of::<f32>())?,
-            weight_floats,
+            weight_bytes,
             state_floats,
             size,
         })
@@ -88,7 +88,7 @@ impl RowPool {
 
     /// Bytes of one row in memory.
     pub fn row_bytes(&self) -> usize {
-        (self.weight_floats + self.state_floats) * size_of::<f32>()
+        self.weight_bytes + self.state_floats * size_of::<f32>()
     }
 
     /// Bytes of keys, policy, index and bits.
@@ -169,7 +169,7 @@ impl RowPool {
     }
 
     /// A row without pins leaves. `leave(key, weights, state, is_dirty)` sees it last.
-    pub fn dismiss(&mut self, place: u32, leave: impl FnOnce(u64, &[f32], &[f32], bool)) {
+    pub fn dismiss(&mut self, place: u32, leave: impl FnOnce(u64, &[u8], &[f32], bool)) {
         let slot = self.slot(place);
         let is_dirty = self.dirty.remove(u64::from(slot));
         let (weights, state) = self.row(place);
@@ -178,7 +178,7 @@ impl RowPool {
     }
 
     /// Lets one row more leave if the cache is beyond its budget; gives whether it was. `leave` as in `dismiss`.
-    pub fn trim_one(&mut self, leave: impl FnOnce(u64, &[f32], &[f32], bool)) -> bool {
+    pub fn trim_one(&mut self, leave: impl FnOnce(u64, &[u8], &[f32], bool)) -> bool {
         if self.slots.cached() <= self.size.cache_rows {
             return false;
         }
@@ -227,30 +227,60 @@ impl RowPool {
         self.slots.begin_batch();
     }
 
-    /// All weights; the row at a place starts at `place * weight_floats`.
-    pub fn weights(&self) -> &[f32] {
-        self.weights.as_f32()
+    /// All weights; the row at a place starts at `place * weight_bytes`.
+    pub fn weights(&self) -> &[u8] {
+        &self.weights
     }
 
-    /// All weights and all state, to update.
-    pub fn rows_mut(&mut self) -> (&mut [f32], &mut [f32]) {
-        (self.weights.as_f32_mut(), self.state.as_f32_mut())
+    /// All weights and all state, to update, and whose they are.
+    pub fn split_mut(&mut self) -> (&mut [u8], &mut [f32], PoolKeys<'_>) {
+        let keys = PoolKeys { slots: &self.slots, resident_rows: self.size.resident_rows as u32 };
+        (&mut self.weights, self.state.as_f32_mut(), keys)
     }
 
     /// Weights and state of one row.
-    pub fn row(&self, place: u32) -> (&[f32], &[f32]) {
+    pub fn row(&self, place: u32) -> (&[u8], &[f32]) {
         let place = place as usize;
-        let weights = &self.weights.as_f32()[place * self.weight_floats..(place + 1) * self.weight_floats];
+        let weights = &self.weights[place * self.weight_bytes..(place + 1) * self.weight_bytes];
         let state = &self.state.as_f32()[place * self.state_floats..(place + 1) * self.state_floats];
         (weights, state)
     }
 
     /// Weights and state of one row, to fill.
-    pub fn row_mut(&mut self, place: u32) -> (&mut [f32], &mut [f32]) {
+    pub fn row_mut(&mut self, place: u32) -> (&mut [u8], &mut [f32]) {
         let place = place as usize;
-        let weights = &mut self.weights.as_f32_mut()[place * self.weight_floats..(place + 1) * self.weight_floats];
+        let weights = &mut self.weights[place * self.weight_bytes..(place + 1) * self.weight_bytes];
         let state = &mut self.state.as_f32_mut()[place * self.state_floats..(place + 1) * self.state_floats];
         (weights, state)
+    }
+
+    /// Fills a row from its image.
+    pub fn fill(&mut self, place: u32, image: &[u8]) {
+        let (weights, state) = self.row_mut(place);
+        let (image, rest) = image.split_at(weights.len());
+        weights.copy_from_slice(image);
+        copy_floats(rest, state);
+    }
+}
+
+/// Whose the rows of a pool are.
+#[derive(Debug, Clone, Copy)]
+pub struct PoolKeys<'a> {
+    slots: &'a Slots,
+    resident_rows: u32,
+}
+
+impl PoolKeys<'_> {
+    /// The key at a place in use; nothing if a resident row is there.
+    pub fn of(&self, place: u32) -> Option<u64> {
+        place.checked_sub(self.resident_rows).map(|slot| self.slots.key(slot))
+    }
+}
+
+/// Floats from their bytes.
+pub fn copy_floats(from: &[u8], to: &mut [f32]) {
+    for (float, bytes) in to.iter_mut().zip(from.as_chunks().0) {
+        *float = f32::from_ne_bytes(*bytes);
     }
 }
 

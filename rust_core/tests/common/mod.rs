@@ -7,7 +7,7 @@ pub mod training;
 use tiermem_core::backend::BackendConfig;
 use tiermem_core::cache::PolicyKind;
 use tiermem_core::device::{DeviceSpec, FaultSpec};
-use tiermem_core::embedding::{Initialisation, OptimizerConfig, TableConfig};
+use tiermem_core::embedding::{Initialisation, OptimizerConfig, Rounding, RowType, TableConfig};
 use tiermem_core::store::{Budget, ClockMode, HomeLayout, NonFinite, StoreConfig, TierConfig};
 
 /// Seed of every store here.
@@ -36,7 +36,14 @@ pub fn config(
     staging_bytes: u64,
 ) -> StoreConfig {
     let init = Initialisation::Uniform { bound: 0.1 };
-    let table = |(n, &(rows, dim)): (usize, &(u64, usize))| TableConfig { name: format!("t{n}"), rows, dim, init };
+    let table = |(n, &(rows, dim)): (usize, &(u64, usize))| TableConfig {
+        name: format!("t{n}"),
+        rows,
+        dim,
+        init,
+        row_type: RowType::Fp32,
+        rounding: Rounding::Nearest,
+    };
     StoreConfig {
         tables: tables.iter().enumerate().map(table).collect(),
         tiers,
@@ -48,5 +55,7 @@ pub fn config(
         seed: SEED,
         non_finite_gradients: NonFinite::Pass,
         timeline: false,
+        threads: 1,
+        simd: None,
     }
 }

@@ -143,7 +143,7 @@ pub fn try_all_rows(store: &Store, dims: &[Dim]) -> Result<Vec<u32>> {
     let mut bits = Vec::new();
     for (table, &(rows, dim)) in dims.iter().enumerate() {
         let (mut weights, mut state) =
-            (vec![0.0; rows as usize * dim], vec![0.0; rows as usize * store.state_floats()]);
+            (vec![0.0; rows as usize * dim], vec![0.0; rows as usize * store.state_floats(table).unwrap()]);
         store.read_rows(table, 0, &mut weights, &mut state)?;
         bits.extend(weights.iter().chain(&state).map(|value| value.to_bits()));
     }
@@ -167,7 +167,7 @@ impl Plain {
             });
             all
         });
-        let state = dims.iter().map(|&(rows, _)| vec![0.0; rows as usize * optimizer.state_floats()]).collect();
+        let state = dims.iter().map(|&(rows, dim)| vec![0.0; rows as usize * optimizer.state_floats(dim)]).collect();
         Self { dims: dims.to_vec(), optimizer, weights: weights.collect(), state }
     }
 
@@ -205,7 +205,7 @@ impl Plain {
         }
         for (row, sum) in sums {
             let mut step = LR;
-            if let OptimizerConfig::RowwiseAdagrad { eps } = self.optimizer {
+            if let OptimizerConfig::RowwiseAdagrad { eps, .. } = self.optimizer {
                 let mut lanes = [0.0f32; 16];
                 for (column, value) in sum.iter().enumerate() {
                     lanes[column % 16] += value * value;

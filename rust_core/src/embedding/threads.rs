@@ -1,0 +1,64 @@
+//! Threads that share the work of one call. Work is cut so that the cut changes no bit.
+
+use std::sync::{Mutex, PoisonError};
+
+use crate::error::{Error, ErrorKind, Result};
+
+/// More would only wait for each other.
+const THREADS_MAX: usize = 1024;
+
+/// The calling thread and its helpers.
+#[derive(Debug)]
+pub struct Threads {
+    helpers: Option<rayon::ThreadPool>,
+    count: usize,
+}
+
+impl Threads {
+    /// `count` threads, the calling one included.
+    ///
+    /// # Errors
+    ///
+    /// `Config` for none or too many, `Capacity` if the host does not give them.
+    pub fn new(count: usize) -> Result<Self> {
+        if !(1..=THREADS_MAX).contains(&count) {
+            return Err(Error::new(
+                ErrorKind::Config,
+                format!("a store uses between 1 and {THREADS_MAX} threads, not {count}"),
+            ));
+        }
+        let name = |number| format!("tiermem-rows-{number}");
+        let build = || rayon::ThreadPoolBuilder::new().num_threads(count - 1).thread_name(name).build();
+        let helpers = if count == 1 { None } else { Some(build()) };
+        let helpers = helpers.transpose().map_err(|error| {
+            Error::new(ErrorKind::Capacity, format!("this host does not start {count} threads: {error}"))
+        })?;
+        Ok(Self { helpers, count })
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.count
+    }
+
+    /// Does something with every task; whoever is free takes the next one.
+    pub fn each<T: Send>(&self, tasks: Vec<T>, work: impl Fn(T) + Sync) {
+        let Some(helpers) = self.helpers.as_ref().filter(|_| tasks.len() > 1) else {
+            tasks.into_iter().for_each(work);
+            return;
+        };
+        let workers = tasks.len().min(self.count);
+        let tasks = Mutex::new(tasks.into_iter());
+        let take = || {
+            loop {
+                let task = tasks.lock().unwrap_or_else(PoisonError::into_inner).next();
+                let Some(task) = task else { return };
+                work(task);
+            }
+        };
+        helpers.in_place_scope(|scope| {
+            (1..workers).for_each(|_| scope.spawn(|_| take()));
+            take();
+        });
+    }
+}
