@@ -15,7 +15,7 @@ from compare_peers_measure import (
     new_section,
     times_as_fast,
 )
-from compare_peers_ours import How, Ours, lacks
+from compare_peers_ours import How, Ours
 from compare_peers_torch import Torch, new_tables
 from compare_peers_workloads import Side, Work
 from tiering_report import Section
@@ -72,10 +72,6 @@ def forward(work: Work, settings: Settings, *, small_pages: bool = False) -> Sec
     name = f"{shape.name} forward" + (", peers on 4 KiB pages" if small_pages else "")
     section = new_section(name, f"{shape.title}: pooled forward", work, settings)
     how = How(threads=settings.threads)
-    absent = lacks(shape.row_type, how)
-    if absent is not None:
-        section.notes.append(f"Left out: {absent}.")
-        return section
     pages = Pages(section)
     ours = Ours(work, how)
     pages.note("with tiermem open")
@@ -111,10 +107,6 @@ def threads(work: Work, settings: Settings) -> Section:
         f"{work.shape.name} threads", f"{work.shape.title}: tiermem on 2 threads and on 1", work, settings
     )
     section.parameters["threads"] = "1 and 2"
-    absent = lacks(work.shape.row_type, How(threads=2))
-    if absent is not None:
-        section.notes.append(f"Left out: {absent}.")
-        return section
     one, two = Ours(work, How(threads=1)), Ours(work, How(threads=2))
     _same_bits(one, two)
     other = "tiermem, 1 thread"

@@ -1,11 +1,10 @@
 """tiermem in `compare_peers.py`: every name of its interface that the comparison uses is in this file."""
 
 import dataclasses
-import importlib
-import inspect
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import Any
 
+import tiermem as tm
 import torch
 from compare_peers_workloads import (
     ADAM_EPSILON,
@@ -17,8 +16,7 @@ from compare_peers_workloads import (
     chunks,
 )
 from tiermem._interop import bytes_of
-
-tm: Any = importlib.import_module("tiermem")
+from tiermem.config import OptimizerConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,7 +29,7 @@ class How:
     """Or "stochastic"."""
     threads: int = 1
 
-    def rule(self) -> Any:  # noqa: ANN401
+    def rule(self) -> OptimizerConfig:
         """The optimizer."""
         if self.optimizer == "adam":
             return tm.Adam(lr=ADAM_LEARNING_RATE, eps=ADAM_EPSILON)
@@ -40,36 +38,13 @@ class How:
         return tm.RowWiseAdagrad(lr=LEARNING_RATE, eps=EPSILON)
 
 
-def _bags_parameters() -> Collection[str]:
-    parameters: Collection[str] = inspect.signature(tm.TieredEmbeddingBagCollection.__init__).parameters
-    return parameters
-
-
-def lacks(row_type: str, how: How) -> str | None:
-    """What the installed tiermem does not have of this, or nothing."""
-    of_table = {field.name for field in dataclasses.fields(tm.TableConfig)}
-    of_bags = _bags_parameters()
-    needed = {
-        "TableConfig(row_type=...)": row_type == "fp32" or "row_type" in of_table,
-        "TableConfig(rounding=...)": how.rounding == "nearest" or "rounding" in of_table,
-        "TieredEmbeddingBagCollection(threads=...)": how.threads == 1 or "threads" in of_bags,
-        "Adam": how.optimizer != "adam" or hasattr(tm, "Adam"),
-        "LAMB": how.optimizer != "lamb" or hasattr(tm, "LAMB"),
-    }
-    absent = [name for name, present in needed.items() if not present]
-    return f"the installed tiermem has no {', '.join(absent)}" if absent else None
-
-
 class Ours(Side):
     """A collection whose rows are all resident in DRAM, on a wall clock, fused in backward."""
 
     def __init__(self, work: Work, how: How) -> None:
         super().__init__(work)
         shape = work.shape
-        of_tables: dict[str, Any] = {}
-        if shape.row_type != "fp32":
-            of_tables = {"row_type": shape.row_type, "rounding": how.rounding}
-        of_bags: dict[str, Any] = {"threads": how.threads} if "threads" in _bags_parameters() else {}
+        of_tables: dict[str, Any] = {"row_type": shape.row_type, "rounding": how.rounding}
         self.bags = tm.TieredEmbeddingBagCollection(
             [
                 tm.TableConfig(name=f"t{position}", rows=table.rows, dim=table.dim, **of_tables)
@@ -79,7 +54,7 @@ class Ours(Side):
             optimizer=how.rule(),
             mode="sum",
             fused_in_backward=True,
-            **of_bags,
+            threads=how.threads,
         )
         self.store = self.bags.store
         for position in work.positions():
@@ -90,11 +65,10 @@ class Ours(Side):
             for number in range(shape.batches)
         ]
         self._views = [
-            [(table, bytes_of(ids), bytes_of(offsets), None) for table, ids, offsets in self._of(number)]
+            [(table, bytes_of(ids), bytes_of(offsets)) for table, ids, offsets in self._of(number)]
             for number in range(shape.batches)
         ]
         self._dims = [table.dim for table in shape.tables]
-        self._has_pool = hasattr(self.store, "pool")
 
     def _of(self, number: int) -> list[tuple[int, torch.Tensor, torch.Tensor]]:
         batch = self.work.batches[number]
@@ -102,24 +76,14 @@ class Ours(Side):
 
     def pooled(self, batch: int) -> Sequence[torch.Tensor]:
         """One call of the extension with views made before; outputs are allocated here, as peers do."""
-        if not self._has_pool:
-            return self.pooled_by_store(batch)
         outputs = [torch.empty(self.work.shape.bags, dim) for dim in self._dims]
-        self.store._core.pool(
-            self._views[batch], [bytes_of(output) for output in outputs], mode="sum", sample_weights=None
-        )
+        sides = [(position, bytes_of(output), None) for position, output in enumerate(outputs)]
+        self.store._core.pool(self._views[batch], sides, mode="sum")
         return outputs
 
     def pooled_by_store(self, batch: int) -> Sequence[torch.Tensor]:
         """`store.pool`, which checks and converts tensors."""
-        if self._has_pool:
-            outputs: Sequence[torch.Tensor] = self.store.pool(self._lookups[batch])
-            return outputs
-        ticket = self.store.prefetch(self._lookups[batch])
-        self.store.wait(ticket)
-        gathered = [self.store.gather(ticket, position) for position in self.work.positions()]
-        self.store.release(ticket)
-        return gathered
+        return self.store.pool(self._lookups[batch])
 
     def forward(self, batch: int) -> Sequence[torch.Tensor]:
         outputs: Sequence[torch.Tensor] = self.bags(self._lookups[batch])
@@ -132,20 +96,16 @@ class Ours(Side):
         """The same without autograd."""
         ticket = self.store.prefetch(self._lookups[batch])
         self.store.wait(ticket)
-        for position in self.work.positions():
-            self.store.gather(ticket, position)
-        for position, gradient in enumerate(self.work.gradients):
-            self.store.backward(ticket, position, gradient, lr=LEARNING_RATE)
+        self.store.gather_all(ticket)
+        self.store.backward_all(ticket, self.work.gradients, lr=LEARNING_RATE)
         self.store.release(ticket)
 
     def rows(self, table: int) -> torch.Tensor:
-        weights: torch.Tensor = self.store.read_rows(table, 0, self.work.shape.tables[table].rows)[0]
-        return weights
+        return self.store.read_rows(table, 0, self.work.shape.tables[table].rows)[0]
 
     def state(self, table: int) -> torch.Tensor:
         """Optimizer state, float32 [rows, S]."""
-        state: torch.Tensor = self.store.read_rows(table, 0, self.work.shape.tables[table].rows)[1]
-        return state
+        return self.store.read_rows(table, 0, self.work.shape.tables[table].rows)[1]
 
     @property
     def held_bytes(self) -> float:

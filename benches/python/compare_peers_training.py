@@ -13,7 +13,7 @@ from compare_peers_measure import (
     compare,
     new_section,
 )
-from compare_peers_ours import How, Ours, lacks
+from compare_peers_ours import How, Ours
 from compare_peers_torch import Torch, new_tables
 from compare_peers_workloads import ADAM_EPSILON, ADAM_LEARNING_RATE, Side, Work
 from tiering_report import Section
@@ -69,10 +69,6 @@ def adagrad(work: Work, settings: Settings, *, stochastic: bool = False) -> Sect
         f"{shape.name} row-wise AdaGrad{suffix}", f"{shape.title}: whole steps{suffix}", work, settings
     )
     how = How(threads=settings.threads, rounding=rounding)
-    absent = lacks(shape.row_type, how)
-    if absent is not None:
-        section.notes.append(f"Left out: {absent}.")
-        return section
     ours = Ours(work, how)
     others: dict[str, Side] = {}
     if settings.with_fbgemm:
@@ -142,10 +138,6 @@ def adam(work: Work, settings: Settings) -> Section:
     least = work.training_bytes(-1)
     for optimizer, name in (("adam", "Adam"), ("lamb", "LAMB")):
         how = How(threads=settings.threads, optimizer=optimizer)
-        absent = lacks(work.shape.row_type, how)
-        if absent is not None:
-            section.notes.append(f"Left out: {absent}.")
-            continue
         ours = Ours(work, how)
         torch_side = Torch(work, new_tables(work), "sparse_adam")
         if optimizer == "adam":

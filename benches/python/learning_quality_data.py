@@ -28,7 +28,7 @@ class PlantedTask:
     """The id of rank r has a probability proportional to r^-exponent; which id has which rank is drawn."""
     hidden: int = 4
     """K."""
-    mean_length: float = 0.7
+    mean_length: float = 1.0
     """Of the mean; the longer, the more an id says by itself. Deviations are standard normal."""
     logit_mean: float = -1.0
     logit_spread: float = 2.0

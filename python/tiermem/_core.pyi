@@ -5,6 +5,7 @@ change an input nor touch an output while a call runs. Every call that can wait,
 releases the interpreter. Errors are the classes of `tiermem.errors`.
 """
 
+from collections.abc import Sequence
 from os import PathLike
 from typing import Final, final
 
@@ -125,10 +126,10 @@ class Store:
     """Tables on a hierarchy."""
 
     def __new__(cls, config_json: str, *, gate: Gate | None = None) -> Store: ...
-    def prefetch(self, lookups: list[tuple[int, _Bytes, _Bytes]]) -> Ticket:
+    def prefetch(self, lookups: Sequence[tuple[int, _Bytes, _Bytes]]) -> Ticket:
         """Queues the rows of (table, ids int64, offsets int64) lookups; never blocks."""
 
-    def announce(self, lookups: list[tuple[int, _Bytes, _Bytes]]) -> None:
+    def announce(self, lookups: Sequence[tuple[int, _Bytes, _Bytes]]) -> None:
         """Tells the policies which rows a later prefetch will ask for."""
 
     def withdraw_announced(self) -> None:
@@ -136,8 +137,8 @@ class Store:
 
     def pool(
         self,
-        lookups: list[tuple[int, _Bytes, _Bytes]],
-        outs: list[tuple[int, _Bytes, _Bytes | None]],
+        lookups: Sequence[tuple[int, _Bytes, _Bytes]],
+        outs: Sequence[tuple[int, _Bytes, _Bytes | None]],
         *,
         mode: str,
     ) -> None:
@@ -228,13 +229,13 @@ class Ticket:
     def release(self) -> None:
         """Gives the rows back, at the next step if gradients wait for one. Idempotent."""
 
-    def gather(self, outs: list[tuple[int, _Bytes, _Bytes | None]], *, mode: str) -> None:
+    def gather(self, outs: Sequence[tuple[int, _Bytes, _Bytes | None]], *, mode: str) -> None:
         """Pools (lookup, out float32 [B, D], sample weights float32 [L])."""
 
-    def accumulate(self, gradients: list[tuple[int, _Bytes, _Bytes | None]], *, mode: str) -> None:
+    def accumulate(self, gradients: Sequence[tuple[int, _Bytes, _Bytes | None]], *, mode: str) -> None:
         """Keeps (lookup, gradient float32 [B, D], sample weights) for the next step."""
 
-    def update(self, gradients: list[tuple[int, _Bytes, _Bytes | None]], lr: float, *, mode: str) -> None:
+    def update(self, gradients: Sequence[tuple[int, _Bytes, _Bytes | None]], lr: float, *, mode: str) -> None:
         """Applies (lookup, gradient float32 [B, D], sample weights) at once, as one step."""
 
     def sample_weight_gradient(self, lookup: int, gradients: _Bytes, out: _Bytes) -> None:

@@ -59,8 +59,9 @@ def test_all_types_are_compared_on_the_planted_task(root: Path, tmp_path: Path) 
     missed = []
     for name, section in document["sections"].items():
         _check(section)
-        assert section["best_possible_auc"]["min"] > section["types"]["fp32"]["auc"]["max"] > 0.5
+        assert section["best_possible_auc"]["min"] > section["types"]["fp32"]["auc"]["max"]
         missed += [f"{name}: {kind}" for kind in TARGETS if not section["types"][kind]["target"]["met"]]
+    assert document["sections"]["synthetic, rowwise_adagrad"]["types"]["fp32"]["auc"]["min"] > 0.6
     assert document["targets_missed"] == missed
     assert "| rows | test AUC, mean of 2 seeds | minus fp32, mean |" in text
     assert "Plain rounding against fp32: " in text

@@ -307,9 +307,9 @@ def test_order_of_samples_that_share_no_row_changes_nothing(row_type: RowType) -
 def test_order_of_samples_changes_weights_within_the_error_of_two_sums() -> None:
     """Gradients of either sign, whose sums cancel.
 
-    With u = 2^-24 and c = n u / (1 - n u), a sum of n terms in any order is within c x (sum of magnitudes) of the
-    exact one, so two orders are within twice that. On the way to the weight, lr * g and w - lr * g are rounded on
-    both sides, by u of each.
+    With u = 2^-24 and c = n u / (1 - n u), a sum of n terms in any order is within c x (sum of magnitudes) of
+    the exact one, so two orders are within twice that. On the way to the weight, lr * g and w - lr * g are
+    rounded on both sides, by u of each.
     """
     lr, rows, dim, u = 0.1, 5, 70, 2.0**-24
     bags = [[n % rows, (n * n) % rows] for n in range(200)]

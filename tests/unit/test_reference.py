@@ -249,3 +249,11 @@ def test_values_that_a_type_holds_are_kept_by_chance_too() -> None:
     assert torch.equal(
         round_rows(constant, "int8", random_bits(row_keys(1, 1, 0, [0, 1, 2, 3]), 5)), constant
     )
+
+
+def test_ranges_that_have_no_scale_in_fp32() -> None:
+    """Too narrow for 1 / scale, a row is its least value; too wide for max - min, it is lost."""
+    narrow = torch.tensor([[0.0, 1e-37, 3e-37]])
+    assert round_rows(narrow, "int8").tolist() == [[0.0, 0.0, 0.0]]
+    wide = torch.tensor([[-3e38, 0.0, 3e38]])
+    assert bool(round_rows(wide, "int8").isnan().all())

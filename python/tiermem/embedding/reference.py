@@ -136,7 +136,7 @@ class ReferenceTable:
         weights: what is stored, decoded: float32 [rows, D], with a gradient after a backward pass.
         state: float32 [rows, S], in the store's order.
         lr: learning rate of the next step.
-        steps: steps so far.
+        steps: steps so far, those included in which only other tables of the store were looked up.
         unrounded: float32 [rows, D]; rows of the last step as they were before they were stored.
     """
 

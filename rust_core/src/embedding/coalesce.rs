@@ -1,151 +1,48 @@
 //! Gradients of all lookups of the tables of one slab, summed by row in a documented order, then one optimizer step a row.
 //! No gradient tensor of lookups x columns is ever made.
 
+use super::columns::{ColumnsMut, InMemory, Registers, VECTORS_MAX, at, put};
+use super::encode::{NoiseKey, encode_row, noise_of_row};
 use super::kernels::{Instructions, Kernel, LANES, Simd};
-use super::lookup::Pooling;
+use super::occurrences::{Contribution, Occurrences, Scratch, slot_of};
 use super::optim::{Step, sum_of_squares, update_row};
-use super::row_type::{NoiseKey, RowShape, at, decode_row, encode_row, noise_of_row, put};
-use super::sort::sort_by_slot;
+use super::row_type::{RowShape, decode_row};
 use super::threads::Threads;
 
 /// Occurrences whose rows and gradients are asked for before they are used.
-const KEYS_AHEAD: usize = 12;
+const KEYS_AHEAD: usize = 24;
 /// Pieces of an update for each thread, so that an uneven one does not decide.
 const PIECES_PER_THREAD: usize = 4;
 
-/// The gradient of one pooled lookup: B outputs over L positions.
-#[derive(Debug, Clone, Copy)]
-pub struct Contribution<'a> {
-    /// Slot of each position.
-    pub slots: &'a [u32],
-    /// First position of each bag.
-    pub offsets: &'a [u32],
-    /// How the bag was pooled.
-    pub pooling: Pooling,
-    /// Factor of each position, if the lookup had any.
-    pub sample_weights: Option<&'a [f32]>,
-    /// B x D.
-    pub gradients: &'a [f32],
-    /// The noise of its table in this step, if its rows are rounded at random.
-    pub noise: Option<u64>,
-}
-
-/// What an occurrence adds to its row.
-#[derive(Debug, Clone, Copy)]
-struct Source {
-    contribution: u32,
-    output: u32,
-    factor: f32,
-}
-
-/// Memory that updates use again.
-#[derive(Debug, Default)]
-pub struct Scratch {
-    keys: Vec<u64>,
-    other: Vec<u64>,
-    sources: Vec<Source>,
-}
-
-/// Occurrences in order: each key is (slot, number of its source), sorted by slot; equal slots keep their order.
-#[derive(Clone, Copy)]
-struct Sorted<'a> {
-    contributions: &'a [Contribution<'a>],
-    sources: &'a [Source],
+/// The sum of the gradients of a row in registers.
+#[inline(always)]
+fn sum_in_registers<S: Simd, const N: usize>(
+    simd: S,
+    occurrences: &Occurrences<'_>,
+    group: &[u64],
     dim: usize,
-}
-
-fn slot_of(key: u64) -> u32 {
-    (key >> 32) as u32
-}
-
-impl Scratch {
-    /// Lists and sorts the occurrences of all contributions.
-    fn sort<'a>(&'a mut self, contributions: &'a [Contribution<'a>], dim: usize) -> (Sorted<'a>, &'a [u64]) {
-        let Self { keys, other, sources } = self;
-        keys.clear();
-        sources.clear();
-        keys.reserve(contributions.iter().map(|contribution| contribution.slots.len()).sum());
-        for (number, contribution) in contributions.iter().enumerate() {
-            let positions = contribution.slots.len();
-            for output in 0..contribution.pooling.outputs(contribution.offsets, positions) {
-                let range = contribution.pooling.positions(contribution.offsets, output, positions);
-                let source = Source { contribution: number as u32, output: output as u32, factor: range.len() as f32 };
-                let slots = &contribution.slots[range.clone()];
-                if let Some(weights) = contribution.sample_weights {
-                    for (&slot, &factor) in slots.iter().zip(&weights[range]) {
-                        keys.push(u64::from(slot) << 32 | sources.len() as u64);
-                        sources.push(Source { factor, ..source });
-                    }
-                } else {
-                    keys.extend(slots.iter().map(|&slot| u64::from(slot) << 32 | sources.len() as u64));
-                    sources.push(source);
-                }
-            }
+) -> Registers<S, N> {
+    let mut sums = Registers::new(simd, dim);
+    for &key in group {
+        let gradient = occurrences.gradient(key);
+        for vector in 0..N {
+            let value = at(simd, gradient, vector * LANES);
+            sums.add(simd, vector, occurrences.weighted(simd, key, value));
         }
-        sort_by_slot(keys, other);
-        (Sorted { contributions, sources, dim }, keys)
     }
+    sums
 }
 
-impl<'a> Sorted<'a> {
-    #[inline(always)]
-    fn source(&self, key: u64) -> (&'a Contribution<'a>, Source) {
-        let source = self.sources[key as u32 as usize];
-        (&self.contributions[source.contribution as usize], source)
-    }
-
-    #[inline(always)]
-    fn gradient(&self, key: u64) -> &'a [f32] {
-        let (contribution, source) = self.source(key);
-        let start = source.output as usize * self.dim;
-        &contribution.gradients[start..start + self.dim]
-    }
-
-    /// Sums `N` vectors of the gradients of one row, from a column on.
-    #[inline(always)]
-    fn sum_block<S: Simd, const N: usize>(&self, simd: S, group: &[u64], column: usize, out: &mut [f32]) {
-        let mut sums = [simd.splat(0.0); N];
+/// The sum of the gradients of a wide row.
+#[inline(always)]
+fn sum_in_memory<S: Simd>(simd: S, occurrences: &Occurrences<'_>, group: &[u64], out: &mut [f32]) {
+    for column in (0..out.len().div_ceil(LANES)).map(|vector| vector * LANES) {
+        let mut sum = simd.splat(0.0);
         for &key in group {
-            let (contribution, source) = self.source(key);
-            let start = source.output as usize * self.dim;
-            let gradient = &contribution.gradients[start..start + self.dim];
-            let factor = simd.splat(source.factor);
-            for (vector, sum) in sums.iter_mut().enumerate() {
-                let value = at(simd, gradient, column + vector * LANES);
-                let value = match (contribution.pooling, contribution.sample_weights) {
-                    (Pooling::Mean, _) => simd.div(value, factor),
-                    (_, Some(_)) => simd.mul(factor, value),
-                    (_, None) => value,
-                };
-                *sum = simd.add(*sum, value);
-            }
+            let value = at(simd, occurrences.gradient(key), column);
+            sum = simd.add(sum, occurrences.weighted(simd, key, value));
         }
-        for (vector, sum) in sums.into_iter().enumerate() {
-            put(simd, sum, out, column + vector * LANES);
-        }
-    }
-
-    #[inline(always)]
-    fn sum<S: Simd>(&self, simd: S, group: &[u64], out: &mut [f32]) {
-        let vectors = self.dim.div_ceil(LANES);
-        let mut done = 0;
-        while done < vectors {
-            let column = done * LANES;
-            done += match vectors - done {
-                4.. => {
-                    self.sum_block::<S, 4>(simd, group, column, out);
-                    4
-                }
-                2.. => {
-                    self.sum_block::<S, 2>(simd, group, column, out);
-                    2
-                }
-                _ => {
-                    self.sum_block::<S, 1>(simd, group, column, out);
-                    1
-                }
-            };
-        }
+        put(simd, sum, out, column);
     }
 }
 
@@ -159,46 +56,98 @@ struct Piece<'a> {
 }
 
 struct Update<'a, 'b> {
-    sorted: Sorted<'a>,
+    occurrences: &'b Occurrences<'a>,
     piece: &'b mut Piece<'a>,
     shape: RowShape,
     step: &'b Step,
     row_of: RowOf<'b>,
 }
 
+impl Update<'_, '_> {
+    /// Asks for what a later occurrence needs.
+    #[inline(always)]
+    fn prefetch<S: Simd>(&self, simd: S, at: usize) {
+        let piece = &self.piece;
+        let Some(&later) = piece.keys.get(at + KEYS_AHEAD) else { return };
+        simd.prefetch_floats(self.occurrences.gradient(later));
+        if slot_of(later) != slot_of(piece.keys[at + KEYS_AHEAD - 1]) {
+            let row = slot_of(later) as usize - piece.first;
+            let (nbytes, state_floats) = (self.shape.weight_bytes(), self.shape.state_floats);
+            simd.prefetch(&piece.weights[row * nbytes..(row + 1) * nbytes]);
+            simd.prefetch_floats(&piece.state[row * state_floats..(row + 1) * state_floats]);
+        }
+    }
+
+    /// One row after the other; `N` vectors hold a row, or 0 if it is wider than registers.
+    #[inline(always)]
+    fn rows<S: Simd, const N: usize>(&mut self, simd: S) {
+        let dim = self.shape.dim;
+        let (nbytes, state_floats) = (self.shape.weight_bytes(), self.shape.state_floats);
+        let wide = if N == 0 { dim } else { 0 };
+        let (mut wide_weights, mut wide_gradient) = (vec![0.0; wide], vec![0.0; wide]);
+        let keys = self.piece.keys;
+        let mut at = 0;
+        while at < keys.len() {
+            let (begin, slot) = (at, slot_of(keys[at]));
+            while at < keys.len() && slot_of(keys[at]) == slot {
+                self.prefetch(simd, at);
+                at += 1;
+            }
+            let group = &keys[begin..at];
+            let contribution = self.occurrences.contribution(group[0]);
+            let noise = self.occurrences.noise(contribution);
+            let noise = match noise {
+                Some(table) => Some(noise_of_row(table, (self.row_of)(contribution as usize, slot))),
+                None => None,
+            };
+            let row = slot as usize - self.piece.first;
+            let stored = &mut self.piece.weights[row * nbytes..(row + 1) * nbytes];
+            let state = &mut self.piece.state[row * state_floats..(row + 1) * state_floats];
+            if N == 0 {
+                sum_in_memory(simd, self.occurrences, group, &mut wide_gradient);
+                let (mut weights, mut gradient) = (InMemory(&mut wide_weights), InMemory(&mut wide_gradient));
+                step_row(simd, self.step, self.shape, noise, stored, state, (&mut weights, &mut gradient));
+            } else {
+                let mut gradient: Registers<S, N> = sum_in_registers(simd, self.occurrences, group, dim);
+                let mut weights: Registers<S, N> = Registers::new(simd, dim);
+                step_row(simd, self.step, self.shape, noise, stored, state, (&mut weights, &mut gradient));
+            }
+            self.piece.touched.push((slot, contribution));
+        }
+    }
+}
+
+/// Reads a row, makes one step, and stores it.
+#[inline(always)]
+fn step_row<S: Simd, C: ColumnsMut<S>>(
+    simd: S,
+    step: &Step,
+    shape: RowShape,
+    noise: NoiseKey,
+    stored: &mut [u8],
+    state: &mut [f32],
+    (weights, gradient): (&mut C, &mut C),
+) {
+    decode_row(simd, shape, stored, weights);
+    update_row(simd, step, shape.dim, weights, state, gradient);
+    encode_row(simd, shape, weights, noise, stored);
+}
+
 impl Kernel for Update<'_, '_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(self, simd: S) {
-        let Self { sorted, piece, shape, step, row_of } = self;
-        let (dim, nbytes, state_floats) = (shape.dim, shape.weight_bytes(), shape.state_floats);
-        let (mut weights, mut gradient) = (vec![0.0; dim], vec![0.0; dim]);
-        let mut at = 0;
-        while at < piece.keys.len() {
-            let slot = slot_of(piece.keys[at]);
-            let begin = at;
-            while at < piece.keys.len() && slot_of(piece.keys[at]) == slot {
-                if let Some(&later) = piece.keys.get(at + KEYS_AHEAD) {
-                    let row = slot_of(later) as usize - piece.first;
-                    simd.prefetch(&piece.weights[row * nbytes..(row + 1) * nbytes]);
-                    simd.prefetch_floats(&piece.state[row * state_floats..(row + 1) * state_floats]);
-                    simd.prefetch_floats(sorted.gradient(later));
-                }
-                at += 1;
-            }
-            let group = &piece.keys[begin..at];
-            sorted.sum(simd, group, &mut gradient);
-            let (contribution, source) = sorted.source(group[0]);
-            let noise: NoiseKey =
-                contribution.noise.map(|table| noise_of_row(table, row_of(source.contribution as usize, slot)));
-            let row = slot as usize - piece.first;
-            let stored = &mut piece.weights[row * nbytes..(row + 1) * nbytes];
-            let state = &mut piece.state[row * state_floats..(row + 1) * state_floats];
-            decode_row(simd, shape.row_type, stored, &mut weights);
-            update_row(simd, step, &mut weights, state, &mut gradient);
-            encode_row(simd, shape.row_type, &weights, noise, stored);
-            piece.touched.push((slot, source.contribution));
+    fn run<S: Simd>(mut self, simd: S) {
+        match self.shape.dim.div_ceil(LANES) {
+            1 => self.rows::<S, 1>(simd),
+            2 => self.rows::<S, 2>(simd),
+            3 => self.rows::<S, 3>(simd),
+            4 => self.rows::<S, 4>(simd),
+            5 => self.rows::<S, 5>(simd),
+            6 => self.rows::<S, 6>(simd),
+            7 => self.rows::<S, 7>(simd),
+            VECTORS_MAX => self.rows::<S, VECTORS_MAX>(simd),
+            _ => self.rows::<S, 0>(simd),
         }
     }
 }
@@ -241,7 +190,8 @@ pub fn coalesce_and_update(
     mut touched: impl FnMut(u32, usize),
 ) {
     let Slab { mut weights, mut state, shape } = slab;
-    let (sorted, keys) = scratch.sort(contributions, shape.dim);
+    let occurrences = Occurrences::of(contributions, shape.dim);
+    let keys = occurrences.sort(scratch);
     let pieces = if runtime.threads.count() == 1 { 1 } else { runtime.threads.count() * PIECES_PER_THREAD };
     let mut all = Vec::with_capacity(pieces);
     let (mut begin, mut first) = (0, 0);
@@ -259,12 +209,12 @@ pub fn coalesce_and_update(
         weights = rest;
         let (my_state, rest) = state.split_at_mut(rows * shape.state_floats);
         state = rest;
-        all.push(Piece { keys: &keys[begin..end], first, weights: mine, state: my_state, touched: Vec::new() });
+        let touched = Vec::with_capacity(end - begin);
+        all.push(Piece { keys: &keys[begin..end], first, weights: mine, state: my_state, touched });
         (begin, first) = (end, first + rows);
     }
     runtime.threads.each(all.iter_mut().collect(), |piece| {
-        piece.touched.reserve(piece.keys.len());
-        runtime.instructions.run(Update { sorted, piece, shape, step, row_of });
+        runtime.instructions.run(Update { occurrences: &occurrences, piece, shape, step, row_of });
     });
     for piece in &all {
         piece.touched.iter().for_each(|&(slot, contribution)| touched(slot, contribution as usize));
@@ -272,8 +222,9 @@ pub fn coalesce_and_update(
 }
 
 struct Norms<'a> {
-    sorted: Sorted<'a>,
+    occurrences: &'a Occurrences<'a>,
     keys: &'a [u64],
+    dim: usize,
 }
 
 impl Kernel for Norms<'_> {
@@ -281,14 +232,13 @@ impl Kernel for Norms<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) -> Self::Output {
-        let mut gradient = vec![0.0; self.sorted.dim];
-        let groups = self.keys.chunk_by(|&a, &b| slot_of(a) == slot_of(b));
-        groups
-            .map(|group| {
-                self.sorted.sum(simd, group, &mut gradient);
-                (group[0] as u32, sum_of_squares(simd, &gradient))
-            })
-            .collect()
+        let mut gradient = vec![0.0; self.dim];
+        let mut norms = Vec::new();
+        for group in self.keys.chunk_by(|&a, &b| slot_of(a) == slot_of(b)) {
+            sum_in_memory(simd, self.occurrences, group, &mut gradient);
+            norms.push((group[0] as u32, sum_of_squares(simd, &InMemory(&mut gradient))));
+        }
+        norms
     }
 }
 
@@ -300,8 +250,9 @@ pub fn squared_gradient_norm(
     dim: usize,
     scratch: &mut Scratch,
 ) -> f64 {
-    let (sorted, keys) = scratch.sort(contributions, dim);
-    let mut norms = instructions.run(Norms { sorted, keys });
+    let occurrences = Occurrences::of(contributions, dim);
+    let keys = occurrences.sort(scratch);
+    let mut norms = instructions.run(Norms { occurrences: &occurrences, keys, dim });
     norms.sort_unstable_by_key(|&(occurrence, _)| occurrence);
     norms.iter().map(|&(_, norm)| f64::from(norm)).sum()
 }

@@ -7,11 +7,18 @@ use std::ops::Range;
 
 use serde::Deserialize;
 
+use super::columns::{at, columns, put};
 use super::kernels::{Instructions, Kernel, LANES, Simd};
-use super::row_type::{Bf16, Fp16, Fp32, Int8, RowShape, RowType, Stored, at, columns, put};
+use super::row_type::{Bf16, Fp16, Fp32, Int8, RowShape, RowType, Stored, stored_at, stored_columns};
 
-/// Rows that are asked for before they are used.
-const ROWS_AHEAD: usize = 16;
+/// Bytes of rows that are asked for before they are used: a third of the smallest first-level cache of today.
+const AHEAD_BYTES: usize = 16 << 10;
+/// Rows that are asked for before they are used, at least and at most.
+const ROWS_AHEAD: (usize, usize) = (16, 128);
+
+fn rows_ahead(row_bytes: usize) -> usize {
+    (AHEAD_BYTES / row_bytes).clamp(ROWS_AHEAD.0, ROWS_AHEAD.1)
+}
 
 /// What becomes of the rows of one bag. An empty bag gives zeros.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -64,20 +71,36 @@ impl PlacedLookup<'_> {
     pub fn outputs(&self) -> usize {
         self.pooling.outputs(self.offsets, self.slots.len())
     }
+}
 
+/// An output row, and the rows that go into it.
+struct Bag<'a> {
+    lookup: &'a PlacedLookup<'a>,
+    row_bytes: usize,
+    rows_ahead: usize,
+    positions: Range<usize>,
+}
+
+impl<'a> Bag<'a> {
     #[inline(always)]
-    fn row(&self, position: usize) -> &[u8] {
-        let nbytes = self.shape.weight_bytes();
-        let start = self.slots[position] as usize * nbytes;
-        &self.weights[start..start + nbytes]
+    fn row(&self, position: usize) -> &'a [u8] {
+        let start = self.lookup.slots[position] as usize * self.row_bytes;
+        &self.lookup.weights[start..start + self.row_bytes]
     }
 
-    /// Asks for the row of a later position.
+    /// Asks for the row of a later position, in the first pass over the rows.
     #[inline(always)]
-    fn prefetch<S: Simd>(&self, simd: S, position: usize) {
-        if position + ROWS_AHEAD < self.slots.len() {
-            simd.prefetch(self.row(position + ROWS_AHEAD));
+    fn prefetch<S: Simd>(&self, simd: S, position: usize, column: usize) {
+        if column == 0 && position + self.rows_ahead < self.lookup.slots.len() {
+            simd.prefetch(self.row(position + self.rows_ahead));
         }
+    }
+
+    /// What becomes of a sum.
+    #[inline(always)]
+    fn finish<S: Simd>(&self, simd: S, sum: S::V) -> S::V {
+        let count = self.positions.len();
+        if self.lookup.pooling == Pooling::Mean && count > 1 { simd.div(sum, simd.splat(count as f32)) } else { sum }
     }
 }
 
@@ -87,101 +110,98 @@ struct Pool<'a> {
     out: &'a mut [f32],
 }
 
-/// Sums `N` vectors of the rows of some positions, from a column on.
+/// Adds a part of a row to `N` sums.
 #[inline(always)]
-fn pool_block<S: Simd, R: Stored, const N: usize, const FIRST: bool>(
+fn add_row<S: Simd, R: Stored, const N: usize>(
     simd: S,
-    lookup: &PlacedLookup<'_>,
-    positions: Range<usize>,
+    row: &[u8],
+    factor: Option<S::V>,
     column: usize,
-    out: &mut [f32],
+    dim: usize,
+    sums: &mut [S::V; N],
 ) {
+    let extra = R::extra(simd, row, dim);
+    // One check of the bounds for all columns.
+    let from = stored_columns::<R>(row, column, N * LANES);
+    for (vector, sum) in sums.iter_mut().enumerate() {
+        let value = R::load(simd, extra, &from[vector * LANES * R::COLUMN_BYTES..]);
+        *sum = simd.add(*sum, if let Some(factor) = factor { simd.mul(factor, value) } else { value });
+    }
+}
+
+/// Pools `N` vectors of the rows of a bag, from a column on.
+#[inline(always)]
+fn pool_block<S: Simd, R: Stored, const N: usize>(simd: S, bag: &Bag<'_>, column: usize, out: &mut [f32]) {
+    let lookup = bag.lookup;
     let dim = lookup.shape.dim;
-    let count = positions.len();
     let mut sums = [simd.splat(0.0); N];
-    let load = |row: &[u8], vector: usize| {
-        let column = column + vector * LANES;
-        let extra = R::extra(simd, row, dim);
-        if column + LANES <= dim {
-            R::load(simd, extra, row, column)
-        } else {
-            R::load_partial(simd, extra, row, column, dim)
-        }
-    };
     if let Some(factors) = lookup.sample_weights {
-        for position in positions {
-            if FIRST {
-                lookup.prefetch(simd, position);
-            }
-            let (row, factor) = (lookup.row(position), simd.splat(factors[position]));
-            for (vector, sum) in sums.iter_mut().enumerate() {
-                *sum = simd.add(*sum, simd.mul(factor, load(row, vector)));
-            }
+        for position in bag.positions.clone() {
+            bag.prefetch(simd, position, column);
+            let factor = simd.splat(factors[position]);
+            add_row::<S, R, N>(simd, bag.row(position), Some(factor), column, dim, &mut sums);
         }
     } else {
-        for position in positions {
-            if FIRST {
-                lookup.prefetch(simd, position);
-            }
-            let row = lookup.row(position);
-            for (vector, sum) in sums.iter_mut().enumerate() {
-                *sum = simd.add(*sum, load(row, vector));
-            }
+        for position in bag.positions.clone() {
+            bag.prefetch(simd, position, column);
+            add_row::<S, R, N>(simd, bag.row(position), None, column, dim, &mut sums);
         }
     }
-    if lookup.pooling == Pooling::Mean && count > 1 {
-        let count = simd.splat(count as f32);
-        sums = sums.map(|sum| simd.div(sum, count));
-    }
     for (vector, sum) in sums.into_iter().enumerate() {
-        put(simd, sum, out, column + vector * LANES);
+        put(simd, bag.finish(simd, sum), out, column + vector * LANES);
     }
+}
+
+/// Pools the last columns, fewer than a vector.
+#[inline(always)]
+fn pool_tail<S: Simd, R: Stored>(simd: S, bag: &Bag<'_>, column: usize, out: &mut [f32]) {
+    let lookup = bag.lookup;
+    let mut sum = simd.splat(0.0);
+    for position in bag.positions.clone() {
+        bag.prefetch(simd, position, column);
+        let value = stored_at::<S, R>(simd, bag.row(position), column, lookup.shape.dim);
+        let value = match lookup.sample_weights {
+            Some(factors) => simd.mul(simd.splat(factors[position]), value),
+            None => value,
+        };
+        sum = simd.add(sum, value);
+    }
+    put(simd, bag.finish(simd, sum), out, column);
 }
 
 #[inline(always)]
 fn pool<S: Simd, R: Stored>(simd: S, job: Pool<'_>) {
     let Pool { lookup, outputs, out } = job;
-    let dim = lookup.shape.dim;
-    let vectors = dim.div_ceil(LANES);
+    let (dim, row_bytes) = (lookup.shape.dim, lookup.shape.weight_bytes());
+    let rows_ahead = rows_ahead(row_bytes);
     for (output, out) in outputs.zip(out.chunks_exact_mut(dim)) {
         let positions = lookup.pooling.positions(lookup.offsets, output, lookup.slots.len());
-        let mut done = 0;
-        while done < vectors {
-            let (left, positions, column) = (vectors - done, positions.clone(), done * LANES);
-            done += match (left, done == 0) {
-                (8.., true) if S::BLOCK >= 8 => {
-                    pool_block::<S, R, 8, true>(simd, &lookup, positions, column, out);
-                    8
-                }
-                (8.., false) if S::BLOCK >= 8 => {
-                    pool_block::<S, R, 8, false>(simd, &lookup, positions, column, out);
-                    8
-                }
-                (4.., true) if S::BLOCK >= 4 => {
-                    pool_block::<S, R, 4, true>(simd, &lookup, positions, column, out);
-                    4
-                }
-                (4.., false) if S::BLOCK >= 4 => {
-                    pool_block::<S, R, 4, false>(simd, &lookup, positions, column, out);
-                    4
-                }
-                (2.., true) => {
-                    pool_block::<S, R, 2, true>(simd, &lookup, positions, column, out);
-                    2
-                }
-                (2.., false) => {
-                    pool_block::<S, R, 2, false>(simd, &lookup, positions, column, out);
-                    2
-                }
-                (_, true) => {
-                    pool_block::<S, R, 1, true>(simd, &lookup, positions, column, out);
-                    1
-                }
-                (_, false) => {
-                    pool_block::<S, R, 1, false>(simd, &lookup, positions, column, out);
-                    1
-                }
-            };
+        let bag = Bag { lookup: &lookup, row_bytes, rows_ahead, positions };
+        let mut column = 0;
+        while column + LANES <= dim {
+            let vectors = ((dim - column) / LANES).min(S::BLOCK);
+            column += LANES
+                * match vectors {
+                    8.. => {
+                        pool_block::<S, R, 8>(simd, &bag, column, out);
+                        8
+                    }
+                    4.. => {
+                        pool_block::<S, R, 4>(simd, &bag, column, out);
+                        4
+                    }
+                    2.. => {
+                        pool_block::<S, R, 2>(simd, &bag, column, out);
+                        2
+                    }
+                    _ => {
+                        pool_block::<S, R, 1>(simd, &bag, column, out);
+                        1
+                    }
+                };
+        }
+        if column < dim {
+            pool_tail::<S, R>(simd, &bag, column, out);
         }
     }
 }
@@ -217,19 +237,17 @@ struct WeightGradient<'a> {
 #[inline(always)]
 fn weight_gradient<S: Simd, R: Stored>(simd: S, job: WeightGradient<'_>) {
     let WeightGradient { lookup, gradients, out } = job;
-    let dim = lookup.shape.dim;
+    let (dim, row_bytes) = (lookup.shape.dim, lookup.shape.weight_bytes());
+    let rows_ahead = rows_ahead(row_bytes);
     for (output, gradient) in gradients.chunks_exact(dim).enumerate() {
-        for position in lookup.pooling.positions(lookup.offsets, output, lookup.slots.len()) {
-            lookup.prefetch(simd, position);
-            let row = lookup.row(position);
-            let extra = R::extra(simd, row, dim);
+        let positions = lookup.pooling.positions(lookup.offsets, output, lookup.slots.len());
+        let bag = Bag { lookup: &lookup, row_bytes, rows_ahead, positions };
+        for position in bag.positions.clone() {
+            bag.prefetch(simd, position, 0);
+            let row = bag.row(position);
             let mut lanes = simd.splat(0.0);
             for column in columns(dim) {
-                let value = if column + LANES <= dim {
-                    R::load(simd, extra, row, column)
-                } else {
-                    R::load_partial(simd, extra, row, column, dim)
-                };
+                let value = stored_at::<S, R>(simd, row, column, dim);
                 lanes = simd.add(lanes, simd.mul(value, at(simd, gradient, column)));
             }
             out[position] = simd.sum(lanes);

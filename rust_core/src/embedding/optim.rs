@@ -3,8 +3,8 @@
 
 use serde::Deserialize;
 
+use super::columns::{Columns, ColumnsMut, InMemory, at, columns};
 use super::kernels::{Instructions, Kernel, Simd};
-use super::row_type::{at, columns, put};
 
 /// What turns a row's gradient into an update.
 #[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
@@ -127,61 +127,78 @@ impl Step {
 
 /// `g += weight_decay * w`.
 #[inline(always)]
-fn decay<S: Simd>(simd: S, weight_decay: f32, weights: &[f32], gradient: &mut [f32]) {
+fn decay<S: Simd>(simd: S, weight_decay: f32, weights: &impl Columns<S>, gradient: &mut impl ColumnsMut<S>) {
     if weight_decay == 0.0 {
         return;
     }
     let factor = simd.splat(weight_decay);
-    for column in columns(gradient.len()) {
-        let sum = simd.add(at(simd, gradient, column), simd.mul(factor, at(simd, weights, column)));
-        put(simd, sum, gradient, column);
+    for vector in 0..gradient.vectors() {
+        let decayed = simd.mul(factor, weights.get(simd, vector));
+        gradient.set(simd, vector, simd.add(gradient.get(simd, vector), decayed));
     }
 }
 
 /// `w -= factor * x`.
 #[inline(always)]
-fn descend<S: Simd>(simd: S, factor: f32, direction: &[f32], weights: &mut [f32]) {
+fn descend<S: Simd>(simd: S, factor: f32, direction: &impl Columns<S>, weights: &mut impl ColumnsMut<S>) {
     let factor = simd.splat(factor);
-    for column in columns(weights.len()) {
-        let step = simd.mul(factor, at(simd, direction, column));
-        put(simd, simd.sub(at(simd, weights, column), step), weights, column);
+    for vector in 0..weights.vectors() {
+        let step = simd.mul(factor, direction.get(simd, vector));
+        weights.set(simd, vector, simd.sub(weights.get(simd, vector), step));
     }
 }
 
 #[inline(always)]
-pub(super) fn sum_of_squares<S: Simd>(simd: S, values: &[f32]) -> f32 {
+pub(super) fn sum_of_squares<S: Simd>(simd: S, values: &impl Columns<S>) -> f32 {
     let mut lanes = simd.splat(0.0);
-    for column in columns(values.len()) {
-        let value = at(simd, values, column);
+    for vector in 0..values.vectors() {
+        let value = values.get(simd, vector);
         lanes = simd.add(lanes, simd.mul(value, value));
     }
     simd.sum(lanes)
 }
 
-/// `x = beta * x + (1 - beta) * g`, for a vector.
+/// `x = beta * x + (1 - beta) * g`.
 #[inline(always)]
 fn average<S: Simd>(simd: S, beta: f32, old: S::V, new: S::V) -> S::V {
     simd.add(simd.mul(simd.splat(beta), old), simd.mul(simd.splat(1.0 - beta), new))
 }
 
-/// The root of a corrected second moment, and `eps`.
+/// Brings both moments up to date; gives the root of the corrected second one, plus `eps`, and the first.
 #[inline(always)]
-fn denominator<S: Simd>(simd: S, step: &Step, eps: f32, second: S::V) -> S::V {
-    simd.add(simd.mul(simd.sqrt(second), simd.splat(step.correction2)), simd.splat(eps))
+fn adam_moments<S: Simd>(
+    simd: S,
+    step: &Step,
+    moments: Moments,
+    (first, second): (&mut InMemory<'_>, &mut InMemory<'_>),
+    vector: usize,
+    g: S::V,
+) -> (S::V, S::V) {
+    let m = average(simd, moments.beta1, first.get(simd, vector), g);
+    let v = average(simd, moments.beta2, second.get(simd, vector), simd.mul(g, g));
+    first.set(simd, vector, m);
+    second.set(simd, vector, v);
+    let root = simd.mul(simd.sqrt(v), simd.splat(step.correction2));
+    (m, simd.add(root, simd.splat(moments.eps)))
 }
 
 #[inline(always)]
-fn adam<S: Simd>(simd: S, step: &Step, moments: Moments, weights: &mut [f32], state: &mut [f32], gradient: &[f32]) {
-    let (first, second) = state.split_at_mut(weights.len());
+fn adam<S: Simd>(
+    simd: S,
+    step: &Step,
+    moments: Moments,
+    weights: &mut impl ColumnsMut<S>,
+    state: &mut [f32],
+    gradient: &impl Columns<S>,
+) {
+    let (first, second) = state.split_at_mut(state.len() / 2);
+    let (mut first, mut second) = (InMemory(first), InMemory(second));
     let lr = simd.splat(step.corrected_lr);
-    for column in columns(weights.len()) {
-        let g = at(simd, gradient, column);
-        let m = average(simd, moments.beta1, at(simd, first, column), g);
-        let v = average(simd, moments.beta2, at(simd, second, column), simd.mul(g, g));
-        put(simd, m, first, column);
-        put(simd, v, second, column);
-        let ratio = simd.div(m, denominator(simd, step, moments.eps, v));
-        put(simd, simd.sub(at(simd, weights, column), simd.mul(lr, ratio)), weights, column);
+    for vector in 0..weights.vectors() {
+        let g = gradient.get(simd, vector);
+        let (m, root) = adam_moments(simd, step, moments, (&mut first, &mut second), vector, g);
+        let moved = simd.mul(lr, simd.div(m, root));
+        weights.set(simd, vector, simd.sub(weights.get(simd, vector), moved));
     }
 }
 
@@ -190,46 +207,59 @@ fn partial_rowwise_adam<S: Simd>(
     simd: S,
     step: &Step,
     moments: Moments,
-    weights: &mut [f32],
+    weights: &mut impl ColumnsMut<S>,
     state: &mut [f32],
-    gradient: &[f32],
+    gradient: &impl Columns<S>,
 ) {
-    let (first, second) = state.split_at_mut(weights.len());
-    let mean = sum_of_squares(simd, gradient) / gradient.len() as f32;
+    let dim = state.len() - 1;
+    let (first, second) = state.split_at_mut(dim);
+    let mean = sum_of_squares(simd, gradient) / dim as f32;
     second[0] = moments.beta2 * second[0] + (1.0 - moments.beta2) * mean;
     let factor = step.corrected_lr / (second[0].sqrt() * step.correction2 + moments.eps);
-    for column in columns(weights.len()) {
-        let m = average(simd, moments.beta1, at(simd, first, column), at(simd, gradient, column));
-        put(simd, m, first, column);
+    let mut first = InMemory(first);
+    for vector in 0..weights.vectors() {
+        let m = average(simd, moments.beta1, first.get(simd, vector), gradient.get(simd, vector));
+        first.set(simd, vector, m);
     }
-    descend(simd, factor, first, weights);
+    descend(simd, factor, &first, weights);
 }
 
 /// `gradient` becomes the step before it is scaled.
 #[inline(always)]
-fn lamb<S: Simd>(simd: S, step: &Step, moments: Moments, weights: &mut [f32], state: &mut [f32], gradient: &mut [f32]) {
-    let (first, second) = state.split_at_mut(weights.len());
-    for column in columns(weights.len()) {
-        let g = at(simd, gradient, column);
-        let m = average(simd, moments.beta1, at(simd, first, column), g);
-        let v = average(simd, moments.beta2, at(simd, second, column), simd.mul(g, g));
-        put(simd, m, first, column);
-        put(simd, v, second, column);
-        let corrected = simd.mul(m, simd.splat(step.correction1));
-        let ratio = simd.div(corrected, denominator(simd, step, moments.eps, v));
-        let decayed = simd.mul(simd.splat(moments.weight_decay), at(simd, weights, column));
-        put(simd, simd.add(ratio, decayed), gradient, column);
+fn lamb<S: Simd>(
+    simd: S,
+    step: &Step,
+    moments: Moments,
+    weights: &mut impl ColumnsMut<S>,
+    state: &mut [f32],
+    gradient: &mut impl ColumnsMut<S>,
+) {
+    let (first, second) = state.split_at_mut(state.len() / 2);
+    let (mut first, mut second) = (InMemory(first), InMemory(second));
+    for vector in 0..weights.vectors() {
+        let g = gradient.get(simd, vector);
+        let (m, root) = adam_moments(simd, step, moments, (&mut first, &mut second), vector, g);
+        let ratio = simd.div(simd.mul(m, simd.splat(step.correction1)), root);
+        let decayed = simd.mul(simd.splat(moments.weight_decay), weights.get(simd, vector));
+        gradient.set(simd, vector, simd.add(ratio, decayed));
     }
     let norm_of_weights = sum_of_squares(simd, weights).sqrt();
     let norm_of_step = sum_of_squares(simd, gradient).sqrt();
-    let has_ratio = norm_of_weights > 0.0 && norm_of_step > 0.0;
-    let factor = if has_ratio { step.lr * norm_of_weights / norm_of_step } else { step.lr };
+    let is_zero = norm_of_weights == 0.0 || norm_of_step == 0.0;
+    let factor = if is_zero { step.lr } else { step.lr * norm_of_weights / norm_of_step };
     descend(simd, factor, gradient, weights);
 }
 
-/// One step on a row of D weights with its state; `gradient` of D is used up.
+/// One step on a row of `dim` weights with its state; `gradient` is used up.
 #[inline(always)]
-pub(super) fn update_row<S: Simd>(simd: S, step: &Step, weights: &mut [f32], state: &mut [f32], gradient: &mut [f32]) {
+pub(super) fn update_row<S: Simd>(
+    simd: S,
+    step: &Step,
+    dim: usize,
+    weights: &mut impl ColumnsMut<S>,
+    state: &mut [f32],
+    gradient: &mut impl ColumnsMut<S>,
+) {
     match step.optimizer {
         OptimizerConfig::Sgd { momentum, weight_decay } => {
             decay(simd, weight_decay, weights, gradient);
@@ -237,26 +267,28 @@ pub(super) fn update_row<S: Simd>(simd: S, step: &Step, weights: &mut [f32], sta
                 descend(simd, step.lr, gradient, weights);
                 return;
             }
-            for column in columns(weights.len()) {
-                let kept = simd.mul(simd.splat(momentum), at(simd, state, column));
-                put(simd, simd.add(kept, at(simd, gradient, column)), state, column);
+            let mut state = InMemory(state);
+            for vector in 0..weights.vectors() {
+                let kept = simd.mul(simd.splat(momentum), state.get(simd, vector));
+                state.set(simd, vector, simd.add(kept, gradient.get(simd, vector)));
             }
-            descend(simd, step.lr, state, weights);
+            descend(simd, step.lr, &state, weights);
         }
         OptimizerConfig::Adagrad { eps, weight_decay } => {
             decay(simd, weight_decay, weights, gradient);
             let (lr, eps) = (simd.splat(step.lr), simd.splat(eps));
-            for column in columns(weights.len()) {
-                let g = at(simd, gradient, column);
-                let sum = simd.add(at(simd, state, column), simd.mul(g, g));
-                put(simd, sum, state, column);
-                let ratio = simd.div(g, simd.add(simd.sqrt(sum), eps));
-                put(simd, simd.sub(at(simd, weights, column), simd.mul(lr, ratio)), weights, column);
+            let mut state = InMemory(state);
+            for vector in 0..weights.vectors() {
+                let g = gradient.get(simd, vector);
+                let sum = simd.add(state.get(simd, vector), simd.mul(g, g));
+                state.set(simd, vector, sum);
+                let moved = simd.mul(lr, simd.div(g, simd.add(simd.sqrt(sum), eps)));
+                weights.set(simd, vector, simd.sub(weights.get(simd, vector), moved));
             }
         }
         OptimizerConfig::RowwiseAdagrad { eps, weight_decay } => {
             decay(simd, weight_decay, weights, gradient);
-            state[0] += sum_of_squares(simd, gradient) / gradient.len() as f32;
+            state[0] += sum_of_squares(simd, gradient) / dim as f32;
             descend(simd, step.lr / (state[0].sqrt() + eps), gradient, weights);
         }
         OptimizerConfig::Adam(moments) => {
@@ -278,7 +310,11 @@ impl Kernel for CountNonFinite<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) -> u64 {
-        columns(self.0.len()).map(|column| u64::from(simd.count_non_finite(at(simd, self.0, column)))).sum()
+        let mut count = 0;
+        for column in columns(self.0.len()) {
+            count += u64::from(simd.count_non_finite(at(simd, self.0, column)));
+        }
+        count
     }
 }
 
@@ -289,6 +325,7 @@ pub fn count_non_finite(instructions: Instructions, values: &[f32]) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use super::super::columns::Values;
     use super::super::kernels::{LANES, Scalar};
     use super::*;
 
@@ -301,7 +338,7 @@ mod tests {
         for half in [8, 4, 2, 1] {
             lanes = (0..half).map(|lane| lanes[lane] + lanes[lane + half]).collect();
         }
-        assert_eq!(sum_of_squares(Scalar, &values).to_bits(), lanes[0].to_bits());
+        assert_eq!(sum_of_squares(Scalar, &Values(&values)).to_bits(), lanes[0].to_bits());
     }
 
     #[test]
@@ -309,7 +346,7 @@ mod tests {
         let (mut weights, mut state) = ([1.0f32; 4], [0.0f32]);
         for number in 1..=10u8 {
             let step = Step::new(OptimizerConfig::rowwise_adagrad(0.0), 0.1, u64::from(number));
-            update_row(Scalar, &step, &mut weights, &mut state, &mut [2.0; 4]);
+            update_row(Scalar, &step, 4, &mut InMemory(&mut weights), &mut state, &mut InMemory(&mut [2.0; 4]));
             assert!((state[0] - 4.0 * f32::from(number)).abs() < 1e-4);
         }
         // Each step moves by lr * g / (|g| * sqrt(n)).
@@ -323,7 +360,8 @@ mod tests {
         let moments = Moments { beta1: 0.9, beta2: 0.999, eps: 0.0, weight_decay: 0.0 };
         let step = Step::new(OptimizerConfig::Adam(moments), 0.1, 1);
         let (mut weights, mut state) = ([0.0f32; 3], [0.0f32; 6]);
-        update_row(Scalar, &step, &mut weights, &mut state, &mut [1e-3, -5.0, 1e3]);
+        let mut gradient = [1e-3, -5.0, 1e3];
+        update_row(Scalar, &step, 3, &mut InMemory(&mut weights), &mut state, &mut InMemory(&mut gradient));
         for (weight, moved) in weights.iter().zip([-0.1, 0.1, -0.1]) {
             assert!((weight - moved).abs() < 1e-6, "{weights:?}");
         }

@@ -2,8 +2,9 @@
 
 use serde::Deserialize;
 
+use super::encode::encode_rows;
 use super::kernels::Instructions;
-use super::row_type::{Rounding, RowType, encode_rows};
+use super::row_type::{Rounding, RowType};
 use crate::rng;
 
 /// How rows come into being.

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use super::parts::{Part, Place, Table};
-use super::ticket::{Arrival, LookupPlan, QueuedLookup};
+use super::ticket::{Arrival, LookupPlan, QueuedIds, QueuedLookup};
 use super::{State, Store};
 use crate::cache::{GROUP, WINDOW_BATCHES_MAX};
 use crate::error::{Error, ErrorKind, Result};
@@ -19,7 +19,7 @@ fn pooled_keys<'a>(
     pool: usize,
 ) -> impl Iterator<Item = u64> + 'a {
     queued.iter().filter(move |lookup| tables[lookup.table].pool == pool).flat_map(move |lookup| {
-        lookup.rows.iter().filter_map(move |&row| {
+        lookup.ids.fetched().iter().filter_map(move |&row| {
             let (part, row) = tables[lookup.table].part_of(parts, row);
             matches!(parts[part].place, Place::Pooled { .. }).then(|| row_key(part, row))
         })
@@ -27,13 +27,17 @@ fn pooled_keys<'a>(
 }
 
 fn positions(tables: &[Table], queued: &[QueuedLookup], pool: usize) -> usize {
-    queued.iter().filter(|lookup| tables[lookup.table].pool == pool).map(|lookup| lookup.rows.len()).sum()
+    queued.iter().filter(|lookup| tables[lookup.table].pool == pool).map(|lookup| lookup.ids.fetched().len()).sum()
 }
 
 /// What tells an announced batch from others.
 fn fingerprint(queued: &[QueuedLookup]) -> u64 {
     queued.iter().fold(0, |sum, lookup| {
-        lookup.rows.iter().fold(rng::mix(sum ^ lookup.table as u64), |sum, &row| rng::mix(sum ^ row))
+        let sum = rng::mix(sum ^ lookup.table as u64);
+        match &lookup.ids {
+            QueuedIds::Resident(places) => places.iter().fold(sum, |sum, &place| rng::mix(sum ^ u64::from(place))),
+            QueuedIds::Rows(rows) => rows.iter().fold(sum, |sum, &row| rng::mix(sum ^ row)),
+        }
     })
 }
 
@@ -68,7 +72,7 @@ impl State {
             if !self.has_room(store, queued) {
                 return Ok(());
             }
-            let rows: usize = queued.iter().map(|lookup| lookup.rows.len()).sum();
+            let rows: usize = queued.iter().map(|lookup| lookup.ids.fetched().len()).sum();
             self.make_log_room(store, rows)?;
             let ticket = self.tickets.get_mut(&id).expect("found above");
             let queued = ticket.queued.take().expect("found above");
@@ -128,18 +132,23 @@ impl State {
             }
         }
         let mut plan = lower.as_mut().map(PlanBuilder::new);
-        for QueuedLookup { table, rows, offsets } in queued {
+        for QueuedLookup { table, ids, offsets } in queued {
             let shape = &store.tables[table];
             let counts = &mut counters[table];
-            counts.asked_rows += rows.len() as u64;
-            if let Some(first) = shape.all_resident(parts) {
-                // Nothing is deduplicated where a row is where it stays.
-                counts.unique_rows += rows.len() as u64;
-                counts.memory_hits += rows.len() as u64;
-                let places = rows.iter().map(|&row| first + row as u32).collect();
-                lookups.push(Arc::new(LookupPlan { table, places, offsets }));
-                continue;
-            }
+            counts.asked_rows += ids.len() as u64;
+            let rows = match ids {
+                QueuedIds::Rows(rows) => rows,
+                QueuedIds::Resident(places) => {
+                    // Nothing is deduplicated where a row is where it stays.
+                    counts.unique_rows += places.len() as u64;
+                    let fresh =
+                        store.make_present(table, &mut parts[shape.first_part], &mut pools[shape.pool], &places);
+                    counts.initialised_rows += fresh;
+                    counts.memory_hits += places.len() as u64 - fresh;
+                    lookups.push(Arc::new(LookupPlan { table, places, offsets }));
+                    continue;
+                }
+            };
             let mut hints = Hints::default();
             let places = rows.iter().enumerate().map(|(position, &row)| {
                 let hint = hints.of(position, &rows, shape, parts, &pools[shape.pool]);
@@ -205,6 +214,24 @@ impl State {
         ticket.lookups = lookups;
         ticket.pins = pins;
         ticket.arrival = arrival;
+    }
+}
+
+impl Store {
+    /// Gives rows of a resident part their initial values that have none yet; gives their number.
+    fn make_present(&self, table: usize, part: &mut Part, pool: &mut RowPool, places: &[u32]) -> u64 {
+        let Place::Resident { first, present, absent } = &mut part.place else { return 0 };
+        let before = *absent;
+        if before > 0 {
+            for &place in places {
+                let row = u64::from(place - *first);
+                if present.insert(row) {
+                    *absent -= 1;
+                    self.initialise(table, part.first_row + row, pool.row_mut(place).0);
+                }
+            }
+        }
+        before - *absent
     }
 }
 

@@ -287,7 +287,12 @@ fn place_parts(config: &StoreConfig, placed: &[PartConfig], class_of: &[usize]) 
         let mine = &parts[first_part..first_part + count];
         let is_pooled = mine.iter().any(|part| matches!(part.place, Place::Pooled { .. }));
         let (config, shape) = (table.clone(), config.row_shape(number));
-        let table = Table { config, shape, pool: class_of[number], is_pooled, first_part, parts: count };
+        let resident_first = match mine {
+            [Part { place: Place::Resident { first, .. }, .. }] => Some(*first),
+            _ => None,
+        };
+        let pool = class_of[number];
+        let table = Table { config, shape, pool, is_pooled, resident_first, first_part, parts: count };
         first_part += count;
         table
     });

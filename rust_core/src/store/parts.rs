@@ -53,20 +53,14 @@ pub(super) struct Table {
     pub(super) pool: usize,
     /// Whether any of its rows live below memory.
     pub(super) is_pooled: bool,
+    /// The place of the first row, if the table is resident as a whole.
+    pub(super) resident_first: Option<u32>,
     /// Its first part, and their number.
     pub(super) first_part: usize,
     pub(super) parts: usize,
 }
 
 impl Table {
-    /// The place of the first row, if all of them are resident and exist.
-    pub(super) fn all_resident(&self, parts: &[Part]) -> Option<u32> {
-        match parts[self.first_part].place {
-            Place::Resident { first, absent: 0, .. } if self.parts == 1 => Some(first),
-            _ => None,
-        }
-    }
-
     /// The row at a place of the fastest tier where it is resident.
     pub(super) fn resident_row(&self, parts: &[Part], place: u32) -> u64 {
         let mine = &parts[self.first_part..self.first_part + self.parts];

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::{State, Store, WRITE_BACK_JOBS_MAX};
 use crate::device::{BatchHandle, Operation, Request};
+use crate::embedding::{place_ids, rows_of_ids};
 use crate::error::{Error, ErrorKind, Result};
 use crate::sync::thread::{self, ThreadId};
 use crate::tier::{Job, JobHandle, RowPool, Transfer};
@@ -39,8 +40,33 @@ pub(super) struct LookupPlan {
 /// A checked lookup that has no places yet.
 pub(super) struct QueuedLookup {
     pub(super) table: usize,
-    pub(super) rows: Vec<u64>,
+    pub(super) ids: QueuedIds,
     pub(super) offsets: Vec<u32>,
+}
+
+/// What a lookup asks for.
+pub(super) enum QueuedIds {
+    /// Places in the fastest tier, of a table that is resident as a whole.
+    Resident(Vec<u32>),
+    /// Rows of a table.
+    Rows(Vec<u64>),
+}
+
+impl QueuedIds {
+    pub(super) fn len(&self) -> usize {
+        match self {
+            Self::Resident(places) => places.len(),
+            Self::Rows(rows) => rows.len(),
+        }
+    }
+
+    /// The rows that may have to be fetched.
+    pub(super) fn fetched(&self) -> &[u64] {
+        match self {
+            Self::Resident(_) => &[],
+            Self::Rows(rows) => rows,
+        }
+    }
 }
 
 /// Rows that were filled in and that nobody has waited for yet.
@@ -403,8 +429,16 @@ impl Store {
             ))
             .with_context("ids", count));
         }
-        // A negative id is a large row.
-        let largest = lookup.ids.iter().fold(0, |largest, &id| (id as u64).max(largest));
+        let (ids, largest) = match table.resident_first {
+            Some(first) => {
+                let (places, largest) = place_ids(self.instructions, lookup.ids, first);
+                (QueuedIds::Resident(places), largest)
+            }
+            None => {
+                let (rows, largest) = rows_of_ids(self.instructions, lookup.ids);
+                (QueuedIds::Rows(rows), largest)
+            }
+        };
         if count > 0 && largest >= table.config.rows {
             let is_outside = |&id: &i64| id as u64 >= table.config.rows;
             let position = lookup.ids.iter().position(is_outside).unwrap_or(0);
@@ -414,8 +448,7 @@ impl Store {
             ))
             .with_context("position", position));
         }
-        let rows = lookup.ids.iter().map(|&id| id as u64).collect();
-        Ok(QueuedLookup { table: lookup.table, rows, offsets })
+        Ok(QueuedLookup { table: lookup.table, ids, offsets })
     }
 }
 

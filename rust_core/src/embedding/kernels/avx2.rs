@@ -2,19 +2,18 @@
 #![expect(unsafe_code, reason = "instructions that not every processor has")]
 
 use std::arch::x86_64::{
-    __m128i, __m256, __m256i, _CMP_UNORD_Q, _MM_FROUND_TO_NEAREST_INT, _MM_FROUND_TO_ZERO, _MM_HINT_T0, _mm_add_ps,
-    _mm_add_ss, _mm_cvtsi32_si128, _mm_cvtss_f32, _mm_loadl_epi64, _mm_loadu_si128, _mm_movehl_ps, _mm_packus_epi16,
-    _mm_packus_epi32, _mm_prefetch, _mm_shuffle_ps, _mm_storeu_si128, _mm256_add_epi32, _mm256_add_ps,
-    _mm256_and_si256, _mm256_blendv_epi8, _mm256_castps_si256, _mm256_castps256_ps128, _mm256_castsi256_ps,
-    _mm256_castsi256_si128, _mm256_cmp_ps, _mm256_cmpeq_epi32, _mm256_cvtepi32_ps, _mm256_cvtepu8_epi32,
-    _mm256_cvtepu16_epi32, _mm256_cvtph_ps, _mm256_cvtps_epi32, _mm256_cvtps_ph, _mm256_cvttps_epi32, _mm256_div_ps,
-    _mm256_extractf128_ps, _mm256_extracti128_si256, _mm256_loadu_ps, _mm256_max_ps, _mm256_min_ps, _mm256_movemask_ps,
-    _mm256_mul_ps, _mm256_mullo_epi32, _mm256_or_si256, _mm256_set1_epi32, _mm256_set1_ps, _mm256_setr_epi32,
-    _mm256_slli_epi32, _mm256_sqrt_ps, _mm256_srl_epi32, _mm256_srli_epi32, _mm256_storeu_ps, _mm256_sub_ps,
-    _mm256_xor_si256,
+    __m128i, __m256, __m256i, _CMP_UNORD_Q, _MM_FROUND_TO_NEAREST_INT, _MM_FROUND_TO_ZERO, _mm_add_ps, _mm_add_ss,
+    _mm_cvtsi32_si128, _mm_cvtss_f32, _mm_loadl_epi64, _mm_loadu_si128, _mm_movehl_ps, _mm_packus_epi16,
+    _mm_packus_epi32, _mm_shuffle_ps, _mm_storeu_si128, _mm256_add_epi32, _mm256_add_ps, _mm256_and_si256,
+    _mm256_blendv_epi8, _mm256_castps_si256, _mm256_castps256_ps128, _mm256_castsi256_ps, _mm256_castsi256_si128,
+    _mm256_cmp_ps, _mm256_cmpeq_epi32, _mm256_cvtepi32_ps, _mm256_cvtepu8_epi32, _mm256_cvtepu16_epi32,
+    _mm256_cvtph_ps, _mm256_cvtps_epi32, _mm256_cvtps_ph, _mm256_cvttps_epi32, _mm256_div_ps, _mm256_extractf128_ps,
+    _mm256_extracti128_si256, _mm256_loadu_ps, _mm256_max_ps, _mm256_min_ps, _mm256_movemask_ps, _mm256_mul_ps,
+    _mm256_mullo_epi32, _mm256_or_si256, _mm256_set1_epi32, _mm256_set1_ps, _mm256_setr_epi32, _mm256_slli_epi32,
+    _mm256_sqrt_ps, _mm256_srl_epi32, _mm256_srli_epi32, _mm256_storeu_ps, _mm256_sub_ps, _mm256_xor_si256,
 };
 
-use super::{Kernel, LANES, LINE_BYTES, Simd};
+use super::{Kernel, LANES, Simd, prefetch};
 
 /// Exists only where the processor has AVX2 and F16C.
 #[derive(Debug, Clone, Copy)]
@@ -62,11 +61,15 @@ type I = [__m256i; 2];
 
 /// 16-bit integers from 32-bit ones below 2^16.
 #[inline(always)]
-fn narrow(wide: I) -> [__m128i; 2] {
-    wide.map(|eight| {
-        let (low, high) = (op!(_mm256_castsi256_si128(eight)), op!(_mm256_extracti128_si256::<1>(eight)));
-        op!(_mm_packus_epi32(low, high))
-    })
+fn narrow(eight: __m256i) -> __m128i {
+    let (low, high) = (op!(_mm256_castsi256_si128(eight)), op!(_mm256_extracti128_si256::<1>(eight)));
+    op!(_mm_packus_epi32(low, high))
+}
+
+#[inline(always)]
+fn eight_halves(from: &[u8; 32]) -> [__m128i; 2] {
+    let (eights, _) = from.as_chunks::<16>();
+    [op!(_mm_loadu_si128(eights[0].as_ptr().cast())), op!(_mm_loadu_si128(eights[1].as_ptr().cast()))]
 }
 
 #[inline(always)]
@@ -151,7 +154,8 @@ impl Simd for Avx2 {
         let exponent = self.splat_int(0x7f80_0000);
         let bits = self.and(self.bits(a), exponent);
         let full = both!(_mm256_cmpeq_epi32, bits, exponent);
-        both!(_mm256_movemask_ps, self.float_of(full)).map(i32::count_ones).iter().sum()
+        let [low, high] = both!(_mm256_movemask_ps, self.float_of(full));
+        low.count_ones() + high.count_ones()
     }
 
     #[inline(always)]
@@ -193,7 +197,7 @@ impl Simd for Avx2 {
     fn shr<const BITS: u32>(self, a: I) -> I {
         // The intrinsic wants a signed constant; a constant count compiles to the same instruction.
         let count = op!(_mm_cvtsi32_si128(BITS as i32));
-        a.map(|eight| op!(_mm256_srl_epi32(eight, count)))
+        [op!(_mm256_srl_epi32(a[0], count)), op!(_mm256_srl_epi32(a[1], count))]
     }
 
     #[inline(always)]
@@ -213,9 +217,12 @@ impl Simd for Avx2 {
 
     #[inline(always)]
     fn select_nan(self, x: V, if_nan: I, otherwise: I) -> I {
-        let mask = x.map(|eight| op!(_mm256_cmp_ps::<_CMP_UNORD_Q>(eight, eight)));
-        let mask = self.bits(mask);
-        std::array::from_fn(|half| op!(_mm256_blendv_epi8(otherwise[half], if_nan[half], mask[half])))
+        let mask =
+            self.bits([op!(_mm256_cmp_ps::<_CMP_UNORD_Q>(x[0], x[0])), op!(_mm256_cmp_ps::<_CMP_UNORD_Q>(x[1], x[1]))]);
+        [
+            op!(_mm256_blendv_epi8(otherwise[0], if_nan[0], mask[0])),
+            op!(_mm256_blendv_epi8(otherwise[1], if_nan[1], mask[1])),
+        ]
     }
 
     #[inline(always)]
@@ -233,67 +240,57 @@ impl Simd for Avx2 {
 
     #[inline(always)]
     fn load_f16(self, from: &[u8; 32]) -> V {
-        let (halves, _) = from.as_chunks::<16>();
-        std::array::from_fn(|half| {
-            let eight: __m128i = op!(_mm_loadu_si128(halves[half].as_ptr().cast()));
-            op!(_mm256_cvtph_ps(eight))
-        })
+        let halves = eight_halves(from);
+        both!(_mm256_cvtph_ps, halves)
     }
 
     #[inline(always)]
     fn store_f16(self, value: V, to: &mut [u8; 32]) {
-        put(value.map(|half| op!(_mm256_cvtps_ph::<NEAREST>(half))), to);
+        put([op!(_mm256_cvtps_ph::<NEAREST>(value[0])), op!(_mm256_cvtps_ph::<NEAREST>(value[1]))], to);
     }
 
     #[inline(always)]
     fn store_f16_toward_zero(self, value: V, to: &mut [u8; 32]) {
-        put(value.map(|half| op!(_mm256_cvtps_ph::<TOWARD_ZERO>(half))), to);
+        put([op!(_mm256_cvtps_ph::<TOWARD_ZERO>(value[0])), op!(_mm256_cvtps_ph::<TOWARD_ZERO>(value[1]))], to);
     }
 
     #[inline(always)]
     fn load_high_half(self, from: &[u8; 32]) -> I {
-        let (halves, _) = from.as_chunks::<16>();
-        std::array::from_fn(|half| {
-            let eight: __m128i = op!(_mm_loadu_si128(halves[half].as_ptr().cast()));
-            let wide = op!(_mm256_cvtepu16_epi32(eight));
-            op!(_mm256_slli_epi32::<16>(wide))
-        })
+        let halves = eight_halves(from);
+        let wide = both!(_mm256_cvtepu16_epi32, halves);
+        both!(_mm256_slli_epi32::<16>, wide)
     }
 
     #[inline(always)]
     fn store_high_half(self, value: I, to: &mut [u8; 32]) {
-        put(narrow(value.map(|half| op!(_mm256_srli_epi32::<16>(half)))), to);
+        let high = both!(_mm256_srli_epi32::<16>, value);
+        put([narrow(high[0]), narrow(high[1])], to);
     }
 
     #[inline(always)]
     fn load_u8(self, from: &[u8; 16]) -> V {
-        let (halves, _) = from.as_chunks::<8>();
-        std::array::from_fn(|half| {
-            let eight: __m128i = op!(_mm_loadl_epi64(halves[half].as_ptr().cast()));
-            let wide = op!(_mm256_cvtepu8_epi32(eight));
-            op!(_mm256_cvtepi32_ps(wide))
-        })
+        let (eights, _) = from.as_chunks::<8>();
+        let codes: [__m128i; 2] =
+            [op!(_mm_loadl_epi64(eights[0].as_ptr().cast())), op!(_mm_loadl_epi64(eights[1].as_ptr().cast()))];
+        let wide = both!(_mm256_cvtepu8_epi32, codes);
+        both!(_mm256_cvtepi32_ps, wide)
     }
 
     #[inline(always)]
     fn store_u8(self, value: V, nearest: bool, to: &mut [u8; 16]) {
         let wide = if nearest { both!(_mm256_cvtps_epi32, value) } else { both!(_mm256_cvttps_epi32, value) };
-        let [low, high] = narrow(wide);
+        let (low, high) = (narrow(wide[0]), narrow(wide[1]));
         let codes = op!(_mm_packus_epi16(low, high));
         op!(_mm_storeu_si128(to.as_mut_ptr().cast(), codes));
     }
 
     #[inline(always)]
     fn prefetch(self, row: &[u8]) {
-        for line in row.chunks(LINE_BYTES) {
-            op!(_mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()));
-        }
+        prefetch(row.as_ptr(), row.len());
     }
 
     #[inline(always)]
     fn prefetch_floats(self, row: &[f32]) {
-        for line in row.chunks(LANES) {
-            op!(_mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()));
-        }
+        prefetch(row.as_ptr().cast(), size_of_val(row));
     }
 }

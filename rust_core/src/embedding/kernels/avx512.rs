@@ -3,19 +3,19 @@
 
 use std::arch::x86_64::{
     __m128i, __m256i, __m512, __m512i, _CMP_UNORD_Q, _MM_FROUND_NO_EXC, _MM_FROUND_TO_NEAREST_INT, _MM_FROUND_TO_ZERO,
-    _MM_HINT_T0, _mm_add_ps, _mm_add_ss, _mm_cvtss_f32, _mm_loadu_si128, _mm_movehl_ps, _mm_prefetch, _mm_shuffle_ps,
-    _mm_storeu_si128, _mm256_add_ps, _mm256_castps256_ps128, _mm256_extractf128_ps, _mm256_loadu_si256,
-    _mm256_storeu_si256, _mm512_add_epi32, _mm512_add_ps, _mm512_and_si512, _mm512_castps_si512,
-    _mm512_castps512_ps256, _mm512_castsi512_ps, _mm512_cmp_ps_mask, _mm512_cvtepi32_epi8, _mm512_cvtepi32_epi16,
-    _mm512_cvtepi32_ps, _mm512_cvtepu8_epi32, _mm512_cvtepu16_epi32, _mm512_cvtph_ps, _mm512_cvtps_epi32,
-    _mm512_cvtps_ph, _mm512_cvttps_epi32, _mm512_div_ps, _mm512_extractf32x8_ps, _mm512_fpclass_ps_mask,
-    _mm512_loadu_ps, _mm512_mask_blend_epi32, _mm512_mask_loadu_ps, _mm512_mask_storeu_ps, _mm512_maskz_loadu_ps,
+    _mm_add_ps, _mm_add_ss, _mm_cvtss_f32, _mm_loadu_si128, _mm_movehl_ps, _mm_shuffle_ps, _mm_storeu_si128,
+    _mm256_add_ps, _mm256_castps256_ps128, _mm256_extractf128_ps, _mm256_loadu_si256, _mm256_storeu_si256,
+    _mm512_add_epi32, _mm512_add_ps, _mm512_and_si512, _mm512_castps_si512, _mm512_castps512_ps256,
+    _mm512_castsi512_ps, _mm512_cmp_ps_mask, _mm512_cvtepi32_epi8, _mm512_cvtepi32_epi16, _mm512_cvtepi32_ps,
+    _mm512_cvtepu8_epi32, _mm512_cvtepu16_epi32, _mm512_cvtph_ps, _mm512_cvtps_epi32, _mm512_cvtps_ph,
+    _mm512_cvttps_epi32, _mm512_div_ps, _mm512_extractf32x8_ps, _mm512_fpclass_ps_mask, _mm512_loadu_ps,
+    _mm512_mask_blend_epi32, _mm512_mask_loadu_ps, _mm512_mask_storeu_ps, _mm512_maskz_loadu_ps, _mm512_maskz_mov_ps,
     _mm512_max_ps, _mm512_min_ps, _mm512_mul_ps, _mm512_mullo_epi32, _mm512_or_si512, _mm512_set1_epi32,
     _mm512_set1_ps, _mm512_setr_epi32, _mm512_slli_epi32, _mm512_sqrt_ps, _mm512_srli_epi32, _mm512_storeu_ps,
     _mm512_sub_ps, _mm512_xor_si512,
 };
 
-use super::{Kernel, LANES, LINE_BYTES, Simd};
+use super::{Kernel, LANES, Simd, prefetch};
 
 /// Exists only where the processor has AVX-512 F, BW, DQ and VL, and F16C.
 #[derive(Debug, Clone, Copy)]
@@ -254,16 +254,12 @@ impl Simd for Avx512 {
 
     #[inline(always)]
     fn prefetch(self, row: &[u8]) {
-        for line in row.chunks(LINE_BYTES) {
-            op!(_mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()));
-        }
+        prefetch(row.as_ptr(), row.len());
     }
 
     #[inline(always)]
     fn prefetch_floats(self, row: &[f32]) {
-        for line in row.chunks(LANES) {
-            op!(_mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()));
-        }
+        prefetch(row.as_ptr().cast(), size_of_val(row));
     }
 
     #[inline(always)]
@@ -275,6 +271,11 @@ impl Simd for Avx512 {
     #[inline(always)]
     fn store_partial(self, value: __m512, to: &mut [f32]) {
         op!(_mm512_mask_storeu_ps(to.as_mut_ptr(), mask(to.len()), value));
+    }
+
+    #[inline(always)]
+    fn keep_first(self, value: __m512, count: usize) -> __m512 {
+        op!(_mm512_maskz_mov_ps(mask(count), value))
     }
 
     #[inline(always)]

@@ -1,4 +1,4 @@
-//! Sixteen floats at a time. A kernel is written once over [`Simd`]; the operations are those of IEEE 754 without
+//! Sixteen floats at a time. No kernel uses closures: they would be compiled without the instructions. A kernel is written once over [`Simd`]; the operations are those of IEEE 754 without
 //! contraction, lane by lane, so that every implementation gives the same bits.
 
 #[cfg(target_arch = "x86_64")]
@@ -20,7 +20,8 @@ use crate::error::{Error, ErrorKind, Result};
 pub const LANES: usize = 16;
 
 /// Bytes of a cache line.
-pub(super) const LINE_BYTES: usize = 64;
+#[cfg(target_arch = "x86_64")]
+const LINE_BYTES: usize = 64;
 
 /// A vector of 16 floats or 16 unsigned integers. Methods take a token that exists only where the processor has the
 /// instructions. `min` and `max` give their second argument if the two are equal or any is not a number.
@@ -99,12 +100,34 @@ pub(super) trait Simd: Copy {
         to.copy_from_slice(&lanes[..to.len()]);
     }
 
+    /// The first `count` lanes, fewer than 16; the others are zero.
+    #[inline(always)]
+    fn keep_first(self, value: Self::V, count: usize) -> Self::V {
+        let mut lanes = [0.0; LANES];
+        self.store_partial(value, &mut lanes[..count]);
+        self.load(&lanes)
+    }
+
     /// As many bytes of floats as there are; the other lanes are zero.
     #[inline(always)]
     fn load_f32_partial(self, from: &[u8]) -> Self::V {
         let mut bytes = [0; 64];
         bytes[..from.len()].copy_from_slice(from);
         self.load_f32(&bytes)
+    }
+}
+
+/// Asks for the cache lines of so many bytes.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+#[expect(unsafe_code, reason = "an instruction with an address")]
+fn prefetch(start: *const u8, nbytes: usize) {
+    use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+    let mut offset = 0;
+    while offset < nbytes {
+        // SAFETY: every processor of this architecture has the instruction, and it takes any address.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(start.wrapping_add(offset).cast()) };
+        offset += LINE_BYTES;
     }
 }
 
