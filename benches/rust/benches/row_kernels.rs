@@ -123,9 +123,7 @@ fn updates(criterion: &mut Criterion) {
                     let runtime = Runtime { instructions, threads: &threads };
                     let slab = Slab { weights: &mut weights, state: &mut state, shape };
                     let row_of = |_: usize, slot: u32| u64::from(slot);
-                    let mut rows = 0u32;
-                    coalesce_and_update(runtime, &[contribution], &step, slab, &mut scratch, &row_of, |_, _| rows += 1);
-                    rows
+                    coalesce_and_update(runtime, &[contribution], &step, slab, &mut scratch, &row_of, None)
                 });
             });
         }

@@ -1,7 +1,7 @@
 //! Gradients of all lookups of the tables of one slab, summed by row in a documented order, then one optimizer step a row.
 //! No gradient tensor of lookups x columns is ever made.
 
-use super::columns::{ColumnsMut, InMemory, Registers, VECTORS_MAX, at, put};
+use super::columns::{Columns, ColumnsMut, InMemory, Registers, VECTORS_MAX, Values, at, put};
 use super::encode::{NoiseKey, encode_row, noise_of_row};
 use super::kernels::{Instructions, Kernel, LANES, Simd};
 use super::occurrences::{Contribution, Occurrences, Scratch, slot_of};
@@ -23,11 +23,18 @@ fn sum_in_registers<S: Simd, const N: usize>(
     dim: usize,
 ) -> Registers<S, N> {
     let mut sums = Registers::new(simd, dim);
+    if occurrences.are_plain() {
+        for &key in group {
+            sums.add(simd, occurrences.gradient(key));
+        }
+        return sums;
+    }
     for &key in group {
-        let gradient = occurrences.gradient(key);
+        let gradient = Values(occurrences.gradient(key));
         for vector in 0..N {
-            let value = at(simd, gradient, vector * LANES);
-            sums.add(simd, vector, occurrences.weighted(simd, key, value));
+            let value = occurrences.weighted(simd, key, gradient.get(simd, vector));
+            let sum = simd.add(sums.get(simd, vector), value);
+            sums.set(simd, vector, sum);
         }
     }
     sums
@@ -52,24 +59,44 @@ struct Piece<'a> {
     first: usize,
     weights: &'a mut [u8],
     state: &'a mut [f32],
-    touched: Vec<(u32, u32)>,
+    touched: Touched,
 }
 
-struct Update<'a, 'b> {
-    occurrences: &'b Occurrences<'a>,
+/// Which rows were updated.
+struct Touched {
+    rows: u64,
+    /// Slot and contribution of each, if somebody asks.
+    list: Option<Vec<(u32, u32)>>,
+}
+
+pub(super) struct Update<'a, 'b> {
+    pub(super) occurrences: &'b Occurrences<'a>,
     piece: &'b mut Piece<'a>,
-    shape: RowShape,
+    pub(super) shape: RowShape,
     step: &'b Step,
     row_of: RowOf<'b>,
 }
 
 impl Update<'_, '_> {
+    /// The occurrences of the piece.
+    #[inline(always)]
+    pub(super) fn keys(&self) -> &[u64] {
+        self.piece.keys
+    }
+
+    /// Whether all rows are rounded at random, or none; nothing if some are.
+    pub(super) fn rounding(&self) -> Option<bool> {
+        self.occurrences.all_noisy()
+    }
+
     /// Asks for what a later occurrence needs.
     #[inline(always)]
-    fn prefetch<S: Simd>(&self, simd: S, at: usize) {
+    pub(super) fn prefetch<S: Simd>(&self, simd: S, at: usize) {
         let piece = &self.piece;
         let Some(&later) = piece.keys.get(at + KEYS_AHEAD) else { return };
-        simd.prefetch_floats(self.occurrences.gradient(later));
+        if self.occurrences.are_far() {
+            simd.prefetch_floats(self.occurrences.gradient(later));
+        }
         if slot_of(later) != slot_of(piece.keys[at + KEYS_AHEAD - 1]) {
             let row = slot_of(later) as usize - piece.first;
             let (nbytes, state_floats) = (self.shape.weight_bytes(), self.shape.state_floats);
@@ -78,41 +105,74 @@ impl Update<'_, '_> {
         }
     }
 
+    /// The end of the group that begins at a key; asks for what later ones need.
+    #[inline(always)]
+    fn end_of_group<S: Simd>(&self, simd: S, begin: usize) -> usize {
+        let keys = self.piece.keys;
+        let slot = slot_of(keys[begin]);
+        let mut end = begin;
+        while end < keys.len() && slot_of(keys[end]) == slot {
+            self.prefetch(simd, end);
+            end += 1;
+        }
+        end
+    }
+
+    /// Whose row it is; remembers that it was touched.
+    #[inline(always)]
+    pub(super) fn touch(&mut self, key: u64) -> NoiseKey {
+        let (slot, contribution) = (slot_of(key), self.occurrences.contribution(key));
+        self.piece.touched.rows += 1;
+        if let Some(list) = &mut self.piece.touched.list {
+            list.push((slot, contribution));
+        }
+        match self.occurrences.noise(contribution) {
+            Some(table) => Some(noise_of_row(table, (self.row_of)(contribution as usize, slot))),
+            None => None,
+        }
+    }
+
+    /// The stored weights of a row, and its state.
+    #[inline(always)]
+    pub(super) fn row(&mut self, slot: u32) -> (&mut [u8], &mut [f32]) {
+        let row = slot as usize - self.piece.first;
+        let (nbytes, state_floats) = (self.shape.weight_bytes(), self.shape.state_floats);
+        (
+            &mut self.piece.weights[row * nbytes..(row + 1) * nbytes],
+            &mut self.piece.state[row * state_floats..(row + 1) * state_floats],
+        )
+    }
+
     /// One row after the other; `N` vectors hold a row, or 0 if it is wider than registers.
     #[inline(always)]
-    fn rows<S: Simd, const N: usize>(&mut self, simd: S) {
-        let dim = self.shape.dim;
-        let (nbytes, state_floats) = (self.shape.weight_bytes(), self.shape.state_floats);
-        let wide = if N == 0 { dim } else { 0 };
+    pub(super) fn rows<S: Simd, const N: usize>(&mut self, simd: S) {
+        let (shape, step, occurrences) = (self.shape, self.step, self.occurrences);
+        let wide = if N == 0 { shape.dim } else { 0 };
         let (mut wide_weights, mut wide_gradient) = (vec![0.0; wide], vec![0.0; wide]);
-        let keys = self.piece.keys;
-        let mut at = 0;
-        while at < keys.len() {
-            let (begin, slot) = (at, slot_of(keys[at]));
-            while at < keys.len() && slot_of(keys[at]) == slot {
-                self.prefetch(simd, at);
-                at += 1;
-            }
-            let group = &keys[begin..at];
-            let contribution = self.occurrences.contribution(group[0]);
-            let noise = self.occurrences.noise(contribution);
-            let noise = match noise {
-                Some(table) => Some(noise_of_row(table, (self.row_of)(contribution as usize, slot))),
-                None => None,
-            };
-            let row = slot as usize - self.piece.first;
-            let stored = &mut self.piece.weights[row * nbytes..(row + 1) * nbytes];
-            let state = &mut self.piece.state[row * state_floats..(row + 1) * state_floats];
+        let mut begin = 0;
+        while begin < self.piece.keys.len() {
+            let end = self.end_of_group(simd, begin);
+            let group = &self.piece.keys[begin..end];
+            let noise = self.touch(group[0]);
+            let (stored, state) = self.row(slot_of(group[0]));
             if N == 0 {
-                sum_in_memory(simd, self.occurrences, group, &mut wide_gradient);
+                sum_in_memory(simd, occurrences, group, &mut wide_gradient);
                 let (mut weights, mut gradient) = (InMemory(&mut wide_weights), InMemory(&mut wide_gradient));
-                step_row(simd, self.step, self.shape, noise, stored, state, (&mut weights, &mut gradient));
+                step_row(simd, step, shape, noise, stored, state, (&mut weights, &mut gradient));
             } else {
-                let mut gradient: Registers<S, N> = sum_in_registers(simd, self.occurrences, group, dim);
-                let mut weights: Registers<S, N> = Registers::new(simd, dim);
-                step_row(simd, self.step, self.shape, noise, stored, state, (&mut weights, &mut gradient));
+                let mut gradient: Registers<S, N> = sum_in_registers(simd, occurrences, group, shape.dim);
+                let mut weights: Registers<S, N> = Registers::new(simd, shape.dim);
+                step_row(simd, step, shape, noise, stored, state, (&mut weights, &mut gradient));
             }
-            self.piece.touched.push((slot, contribution));
+            begin = end;
+        }
+    }
+
+    #[inline(always)]
+    fn run_rows<S: Simd, const N: usize>(&mut self, simd: S) {
+        match self.step.rowwise_rule() {
+            Some(rule) if self.occurrences.are_plain() => self.rowwise_adagrad::<S, N>(simd, rule),
+            _ => self.rows::<S, N>(simd),
         }
     }
 }
@@ -139,14 +199,14 @@ impl Kernel for Update<'_, '_> {
     #[inline(always)]
     fn run<S: Simd>(mut self, simd: S) {
         match self.shape.dim.div_ceil(LANES) {
-            1 => self.rows::<S, 1>(simd),
-            2 => self.rows::<S, 2>(simd),
-            3 => self.rows::<S, 3>(simd),
-            4 => self.rows::<S, 4>(simd),
-            5 => self.rows::<S, 5>(simd),
-            6 => self.rows::<S, 6>(simd),
-            7 => self.rows::<S, 7>(simd),
-            VECTORS_MAX => self.rows::<S, VECTORS_MAX>(simd),
+            1 => self.run_rows::<S, 1>(simd),
+            2 => self.run_rows::<S, 2>(simd),
+            3 => self.run_rows::<S, 3>(simd),
+            4 => self.run_rows::<S, 4>(simd),
+            5 => self.run_rows::<S, 5>(simd),
+            6 => self.run_rows::<S, 6>(simd),
+            7 => self.run_rows::<S, 7>(simd),
+            VECTORS_MAX => self.run_rows::<S, VECTORS_MAX>(simd),
             _ => self.rows::<S, 0>(simd),
         }
     }
@@ -175,8 +235,8 @@ pub struct Runtime<'a> {
 }
 
 /// Sums the contributions to each row in order (lookup, bag, position), starting from zero, and
-/// applies one step to each touched row. Calls `touched(slot, contribution)` for each, in ascending order of slots; `contribution`
-/// is the first one with the row.
+/// applies one step to each touched row; gives their number. Calls `touched(slot, contribution)`, if there is one, for each, in
+/// ascending order of slots; `contribution` is the first one with the row.
 ///
 /// A position contributes its bag's gradient, divided by the bag's length for a mean, or times its sample weight.
 /// `row_of` is asked for rows that are rounded at random.
@@ -187,8 +247,8 @@ pub fn coalesce_and_update(
     slab: Slab<'_>,
     scratch: &mut Scratch,
     row_of: RowOf<'_>,
-    mut touched: impl FnMut(u32, usize),
-) {
+    touched: Option<&mut dyn FnMut(u32, usize)>,
+) -> u64 {
     let Slab { mut weights, mut state, shape } = slab;
     let occurrences = Occurrences::of(contributions, shape.dim);
     let keys = occurrences.sort(scratch);
@@ -209,16 +269,19 @@ pub fn coalesce_and_update(
         weights = rest;
         let (my_state, rest) = state.split_at_mut(rows * shape.state_floats);
         state = rest;
-        let touched = Vec::with_capacity(end - begin);
+        let list = touched.is_some().then(|| Vec::with_capacity(end - begin));
+        let touched = Touched { rows: 0, list };
         all.push(Piece { keys: &keys[begin..end], first, weights: mine, state: my_state, touched });
         (begin, first) = (end, first + rows);
     }
     runtime.threads.each(all.iter_mut().collect(), |piece| {
         runtime.instructions.run(Update { occurrences: &occurrences, piece, shape, step, row_of });
     });
-    for piece in &all {
-        piece.touched.iter().for_each(|&(slot, contribution)| touched(slot, contribution as usize));
+    if let Some(touched) = touched {
+        let lists = all.iter().filter_map(|piece| piece.touched.list.as_ref());
+        lists.flatten().for_each(|&(slot, contribution)| touched(slot, contribution as usize));
     }
+    all.iter().map(|piece| piece.touched.rows).sum()
 }
 
 struct Norms<'a> {

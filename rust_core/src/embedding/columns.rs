@@ -32,10 +32,20 @@ impl<S: Simd, const N: usize> Registers<S, N> {
         Self { vectors: [simd.splat(0.0); N], last: dim - (N - 1) * LANES }
     }
 
-    /// Adds to a vector; lanes behind the last column are zero in `value`.
+    /// Adds a row of floats.
     #[inline(always)]
-    pub(super) fn add(&mut self, simd: S, vector: usize, value: S::V) {
-        self.vectors[vector] = simd.add(self.vectors[vector], value);
+    pub(super) fn add(&mut self, simd: S, values: &[f32]) {
+        let (full, rest) = values.as_chunks::<LANES>();
+        if let Some(full) = full.first_chunk::<N>() {
+            for (sum, lanes) in self.vectors.iter_mut().zip(full) {
+                *sum = simd.add(*sum, simd.load(lanes));
+            }
+        } else {
+            for (sum, lanes) in self.vectors.iter_mut().zip(full) {
+                *sum = simd.add(*sum, simd.load(lanes));
+            }
+            self.vectors[N - 1] = simd.add(self.vectors[N - 1], simd.load_partial(rest, 0.0));
+        }
     }
 }
 

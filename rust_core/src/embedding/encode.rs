@@ -37,20 +37,20 @@ pub fn noise_of_table(seed: u64, step: u64, table: usize) -> u64 {
 }
 
 /// Stores 16 columns in so many bytes.
-trait Encoder<const BYTES: usize>: Copy {
+pub(super) trait Encoder<const BYTES: usize>: Copy {
     fn store<S: Simd>(self, simd: S, value: S::V, column: usize, to: &mut [u8; BYTES]);
 }
 
 #[derive(Clone, Copy)]
-struct WholeFp32;
+pub(super) struct WholeFp32;
 #[derive(Clone, Copy)]
-struct NearestFp16;
+pub(super) struct NearestFp16;
 #[derive(Clone, Copy)]
-struct RandomFp16(u64);
+pub(super) struct RandomFp16(pub(super) u64);
 #[derive(Clone, Copy)]
-struct NearestBf16;
+pub(super) struct NearestBf16;
 #[derive(Clone, Copy)]
-struct RandomBf16(u64);
+pub(super) struct RandomBf16(pub(super) u64);
 
 impl Encoder<64> for WholeFp32 {
     #[inline(always)]
@@ -135,7 +135,7 @@ fn store_bf16<S: Simd>(simd: S, value: S::V, addend: S::I, to: &mut [u8; 32]) {
 }
 
 #[inline(always)]
-fn encode_int8<S: Simd>(simd: S, values: &[f32], noise: NoiseKey, row: &mut [u8]) {
+pub(super) fn encode_int8<S: Simd>(simd: S, values: &[f32], noise: NoiseKey, row: &mut [u8]) {
     let dim = values.len();
     let (mut low, mut high) = (simd.splat(f32::INFINITY), simd.splat(f32::NEG_INFINITY));
     let mut non_finite = 0;

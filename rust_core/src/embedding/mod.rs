@@ -10,6 +10,7 @@ mod lookup;
 mod occurrences;
 mod optim;
 mod row_type;
+mod rowwise;
 mod sort;
 mod table;
 mod threads;

@@ -51,7 +51,11 @@ pub(super) struct Occurrences<'a> {
     owners: Vec<u32>,
     /// Of each source; empty if all are 1.
     factors: Vec<Factor>,
+    are_far: bool,
 }
+
+/// Gradients of so many floats are in a second-level cache, which holds them all.
+const NEAR_FLOATS_MAX: usize = 128 << 10;
 
 impl<'a> Occurrences<'a> {
     /// Lists the sources of all contributions, whose rows have so many columns.
@@ -85,7 +89,8 @@ impl<'a> Occurrences<'a> {
                 }
             }
         }
-        Self { contributions, gradients, owners, factors }
+        let floats: usize = contributions.iter().map(|of| of.gradients.len()).sum();
+        Self { contributions, gradients, owners, factors, are_far: floats > NEAR_FLOATS_MAX }
     }
 
     /// All occurrences, sorted by slot; equal slots keep their order.
@@ -108,6 +113,24 @@ impl<'a> Occurrences<'a> {
     #[inline(always)]
     pub(super) fn noise(&self, contribution: u32) -> Option<u64> {
         self.contributions[contribution as usize].noise
+    }
+
+    /// Whether the rows of all contributions are rounded at random, or those of none.
+    pub(super) fn all_noisy(&self) -> Option<bool> {
+        let is_noisy = self.contributions.first()?.noise.is_some();
+        self.contributions.iter().all(|of| of.noise.is_some() == is_noisy).then_some(is_noisy)
+    }
+
+    /// Whether the gradients are too many for a second-level cache.
+    #[inline(always)]
+    pub(super) fn are_far(&self) -> bool {
+        self.are_far
+    }
+
+    /// Whether every gradient counts once.
+    #[inline(always)]
+    pub(super) fn are_plain(&self) -> bool {
+        self.factors.is_empty()
     }
 
     /// A part of the gradient of an occurrence, as it counts.

@@ -108,6 +108,14 @@ pub struct Step {
 }
 
 impl Step {
+    /// If it is row-wise `AdaGrad` without weight decay.
+    pub(super) fn rowwise_rule(&self) -> Option<RowwiseRule> {
+        match self.optimizer {
+            OptimizerConfig::RowwiseAdagrad { eps, weight_decay: 0.0 } => Some(RowwiseRule { lr: self.lr, eps }),
+            _ => None,
+        }
+    }
+
     /// Step `number`, from 1, of an optimizer.
     pub fn new(optimizer: OptimizerConfig, lr: f32, number: u64) -> Self {
         let (mut bias1, mut bias2) = (1.0, 1.0);
@@ -140,7 +148,7 @@ fn decay<S: Simd>(simd: S, weight_decay: f32, weights: &impl Columns<S>, gradien
 
 /// `w -= factor * x`.
 #[inline(always)]
-fn descend<S: Simd>(simd: S, factor: f32, direction: &impl Columns<S>, weights: &mut impl ColumnsMut<S>) {
+pub(super) fn descend<S: Simd>(simd: S, factor: f32, direction: &impl Columns<S>, weights: &mut impl ColumnsMut<S>) {
     let factor = simd.splat(factor);
     for vector in 0..weights.vectors() {
         let step = simd.mul(factor, direction.get(simd, vector));
@@ -149,13 +157,39 @@ fn descend<S: Simd>(simd: S, factor: f32, direction: &impl Columns<S>, weights: 
 }
 
 #[inline(always)]
-pub(super) fn sum_of_squares<S: Simd>(simd: S, values: &impl Columns<S>) -> f32 {
+pub(super) fn lanes_of_squares<S: Simd>(simd: S, values: &impl Columns<S>) -> S::V {
     let mut lanes = simd.splat(0.0);
     for vector in 0..values.vectors() {
         let value = values.get(simd, vector);
         lanes = simd.add(lanes, simd.mul(value, value));
     }
-    simd.sum(lanes)
+    lanes
+}
+
+#[inline(always)]
+pub(super) fn sum_of_squares<S: Simd>(simd: S, values: &impl Columns<S>) -> f32 {
+    simd.sum(lanes_of_squares(simd, values))
+}
+
+/// Row-wise `AdaGrad` without weight decay, for 16 rows at a time.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct RowwiseRule {
+    lr: f32,
+    eps: f32,
+}
+
+impl RowwiseRule {
+    /// The accumulators with the squares of this step.
+    #[inline(always)]
+    pub(super) fn accumulate<S: Simd>(self, simd: S, squares: S::V, states: S::V, dim: usize) -> S::V {
+        simd.add(states, simd.div(squares, simd.splat(dim as f32)))
+    }
+
+    /// What multiplies the gradients.
+    #[inline(always)]
+    pub(super) fn factors<S: Simd>(self, simd: S, sums: S::V) -> S::V {
+        simd.div(simd.splat(self.lr), simd.add(simd.sqrt(sums), simd.splat(self.eps)))
+    }
 }
 
 /// `x = beta * x + (1 - beta) * g`.

@@ -383,6 +383,7 @@ impl State {
             let contributions: Vec<Contribution<'_>> = here.iter().map(contribution).collect();
             let shape = store.tables[gradients[first].plan.table].shape;
             let mut touched = Vec::new();
+            let has_slots = pool.size().rows() > pool.size().resident_rows;
             let (weights, state, keys) = pool.split_mut();
             let row_of = |contribution: usize, place: u32| {
                 let table = &store.tables[gradients[here[contribution]].plan.table];
@@ -395,20 +396,27 @@ impl State {
                 }
             };
             let slab = Slab { weights, state, shape };
-            coalesce_and_update(runtime, &contributions, &step, slab, scratch, &row_of, |place, contribution| {
+            let mut touch = |place, contribution: usize| {
                 touched.push(place);
                 rows[here[contribution]] += 1;
-            });
+            };
+            // Resident rows of one lookup are only counted.
+            let is_asked = here.len() > 1 || has_slots;
+            let touch: Option<&mut dyn FnMut(u32, usize)> = if is_asked { Some(&mut touch) } else { None };
+            let count = coalesce_and_update(runtime, &contributions, &step, slab, scratch, &row_of, touch);
+            if !is_asked {
+                rows[first] = count;
+            }
             touched.into_iter().for_each(|place| pool.mark_dirty(place));
         }
         // In the order of the tables, whatever they share.
         for group in gradients.chunk_by(|a, b| a.plan.table == b.plan.table) {
-            let count: usize = rows.drain(..group.len()).sum();
+            let count: u64 = rows.drain(..group.len()).sum();
             let table = group[0].plan.table;
             let shape = store.tables[table].shape;
             let row_bytes = shape.weight_bytes() + shape.state_floats * size_of::<f32>();
-            self.charge(store, table, Operation::Read, count, row_bytes);
-            self.charge(store, table, Operation::Write, count, row_bytes);
+            self.charge(store, table, Operation::Read, count as usize, row_bytes);
+            self.charge(store, table, Operation::Write, count as usize, row_bytes);
         }
     }
 

@@ -100,6 +100,16 @@ pub(super) trait Simd: Copy {
         to.copy_from_slice(&lanes[..to.len()]);
     }
 
+    /// `sum` of each of 16 vectors.
+    #[inline(always)]
+    fn sum_each(self, vectors: &[Self::V; LANES]) -> Self::V {
+        let mut sums = [0.0; LANES];
+        for (sum, &vector) in sums.iter_mut().zip(vectors) {
+            *sum = self.sum(vector);
+        }
+        self.load(&sums)
+    }
+
     /// The first `count` lanes, fewer than 16; the others are zero.
     #[inline(always)]
     fn keep_first(self, value: Self::V, count: usize) -> Self::V {
