@@ -2,9 +2,9 @@
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use tiermem_core::embedding::{
-    Contribution, Instructions, Moments, OptimizerConfig, PlacedLookup, Pooling, RowShape, RowType, Runtime, Scratch,
-    Slab, Step, Threads, coalesce_and_update, count_non_finite, decode_rows, encode_rows, gradient_of_sample_weights,
-    pool_rows,
+    Contribution, Instructions, Moments, Noise, OptimizerConfig, PlacedLookup, Pooling, RowShape, RowType, Runtime,
+    Scratch, Slab, Step, Threads, coalesce_and_update, count_non_finite, decode_rows, encode_rows,
+    gradient_of_sample_weights, pool_rows,
 };
 use tiermem_core::rng::draw;
 
@@ -110,7 +110,6 @@ fn updates(criterion: &mut Criterion) {
             pooling: Pooling::Sum,
             sample_weights: None,
             gradients: &gradients,
-            noise: is_random.then_some(7),
         };
         for instructions in Instructions::all() {
             let (mut weights, mut state) = (rows(shape), vec![0.0f32; ROWS * shape.state_floats]);
@@ -122,8 +121,8 @@ fn updates(criterion: &mut Criterion) {
                     let step = Step::new(optimizer, 1e-3, 1);
                     let runtime = Runtime { instructions, threads: &threads };
                     let slab = Slab { weights: &mut weights, state: &mut state, shape };
-                    let row_of = |_: usize, slot: u32| u64::from(slot);
-                    coalesce_and_update(runtime, &[contribution], &step, slab, &mut scratch, &row_of, None)
+                    let noise = is_random.then_some(Noise { key: 7, row_of: &|slot| u64::from(slot) });
+                    coalesce_and_update(runtime, &[contribution], &step, slab, &mut scratch, noise, None)
                 });
             });
         }

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use tiermem_core::backend::AlignedBuffer;
 use tiermem_core::embedding::{
-    Contribution, Instructions, OptimizerConfig, PlacedLookup, Pooling, RowShape, RowType, Runtime, Scratch, Slab,
+    Contribution, Instructions, Noise, OptimizerConfig, PlacedLookup, Pooling, RowShape, RowType, Runtime, Scratch, Slab,
     Step, Threads, coalesce_and_update, pool_rows,
 };
 use tiermem_core::rng;
@@ -35,14 +35,7 @@ fn main() {
         let rank = (share * ((rows as f64).powf(power) - 1.0) + 1.0).powf(1.0 / power);
         (rng::mix(rank as u64) % rows as u64) as u32
     };
-    let mut batches: Vec<Vec<u32>> =
-        (0..BATCHES).map(|batch| (0..IDS as u64).map(|n| draw(batch, n)).collect()).collect();
-    if let Ok(f) = std::fs::read("/tmp/ids.u32") {
-        batches = f
-            .chunks(IDS * 4)
-            .map(|c| c.chunks(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect())
-            .collect();
-    }
+    let batches: Vec<Vec<u32>> = (0..BATCHES).map(|batch| (0..IDS as u64).map(|n| draw(batch, n)).collect()).collect();
     let mut out = vec![1e-3f32; offsets.len() * DIM];
     let (threads, instructions) = (Threads::new(1).expect("one thread"), Instructions::best());
     let mut scratch = Scratch::default();
@@ -56,13 +49,12 @@ fn main() {
                 pooling: Pooling::Sum,
                 sample_weights: None,
                 gradients: &out,
-                noise,
             };
             let step = Step::new(OptimizerConfig::rowwise_adagrad(1e-8), 1e-3, 1);
             let slab = Slab { weights: &mut weights, state: state.as_f32_mut(), shape };
-            let row_of = |_: usize, slot: u32| u64::from(slot);
+            let noise = noise.map(|key| Noise { key, row_of: &|slot| u64::from(slot) });
             let runtime = Runtime { instructions, threads: &threads };
-            coalesce_and_update(runtime, &[contribution], &step, slab, &mut scratch, &row_of, None);
+            coalesce_and_update(runtime, &[contribution], &step, slab, &mut scratch, noise, None);
         } else {
             let lookup = PlacedLookup {
                 weights: &weights,

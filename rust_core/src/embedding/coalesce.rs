@@ -1,9 +1,9 @@
-//! Gradients of all lookups of the tables of one slab, summed by row in a documented order, then one optimizer step a row.
+//! Gradients of all lookups of a table, summed by row in a documented order, then one optimizer step a row.
 //! No gradient tensor of lookups x columns is ever made.
 
-use super::columns::{Columns, ColumnsMut, InMemory, Registers, VECTORS_MAX, Values, at, put};
+use super::columns::{at, columns, put};
 use super::encode::{NoiseKey, encode_row, noise_of_row};
-use super::kernels::{Instructions, Kernel, LANES, Simd};
+use super::kernels::{Instructions, Kernel, Simd};
 use super::occurrences::{Contribution, Occurrences, Scratch, slot_of};
 use super::optim::{Step, sum_of_squares, update_row};
 use super::row_type::{RowShape, decode_row};
@@ -14,36 +14,10 @@ const KEYS_AHEAD: usize = 24;
 /// Pieces of an update for each thread, so that an uneven one does not decide.
 const PIECES_PER_THREAD: usize = 4;
 
-/// The sum of the gradients of a row in registers.
+/// The sum of the gradients of a row.
 #[inline(always)]
-fn sum_in_registers<S: Simd, const N: usize>(
-    simd: S,
-    occurrences: &Occurrences<'_>,
-    group: &[u64],
-    dim: usize,
-) -> Registers<S, N> {
-    let mut sums = Registers::new(simd, dim);
-    if occurrences.are_plain() {
-        for &key in group {
-            sums.add(simd, occurrences.gradient(key));
-        }
-        return sums;
-    }
-    for &key in group {
-        let gradient = Values(occurrences.gradient(key));
-        for vector in 0..N {
-            let value = occurrences.weighted(simd, key, gradient.get(simd, vector));
-            let sum = simd.add(sums.get(simd, vector), value);
-            sums.set(simd, vector, sum);
-        }
-    }
-    sums
-}
-
-/// The sum of the gradients of a wide row.
-#[inline(always)]
-fn sum_in_memory<S: Simd>(simd: S, occurrences: &Occurrences<'_>, group: &[u64], out: &mut [f32]) {
-    for column in (0..out.len().div_ceil(LANES)).map(|vector| vector * LANES) {
+pub(super) fn sum_gradients<S: Simd>(simd: S, occurrences: &Occurrences<'_>, group: &[u64], out: &mut [f32]) {
+    for column in columns(out.len()) {
         let mut sum = simd.splat(0.0);
         for &key in group {
             let value = at(simd, occurrences.gradient(key), column);
@@ -64,9 +38,9 @@ struct Piece<'a> {
 
 /// Which rows were updated.
 struct Touched {
-    rows: u64,
-    /// Slot and contribution of each, if somebody asks.
-    list: Option<Vec<(u32, u32)>>,
+    rows: usize,
+    /// Their slots, if somebody asks.
+    slots: Option<Vec<u32>>,
 }
 
 pub(super) struct Update<'a, 'b> {
@@ -74,7 +48,7 @@ pub(super) struct Update<'a, 'b> {
     piece: &'b mut Piece<'a>,
     pub(super) shape: RowShape,
     step: &'b Step,
-    row_of: RowOf<'b>,
+    noise: Option<Noise<'b>>,
 }
 
 impl Update<'_, '_> {
@@ -82,11 +56,6 @@ impl Update<'_, '_> {
     #[inline(always)]
     pub(super) fn keys(&self) -> &[u64] {
         self.piece.keys
-    }
-
-    /// Whether all rows are rounded at random, or none; nothing if some are.
-    pub(super) fn rounding(&self) -> Option<bool> {
-        self.occurrences.all_noisy()
     }
 
     /// Asks for what a later occurrence needs.
@@ -107,7 +76,7 @@ impl Update<'_, '_> {
 
     /// The end of the group that begins at a key; asks for what later ones need.
     #[inline(always)]
-    fn end_of_group<S: Simd>(&self, simd: S, begin: usize) -> usize {
+    pub(super) fn end_of_group<S: Simd>(&self, simd: S, begin: usize) -> usize {
         let keys = self.piece.keys;
         let slot = slot_of(keys[begin]);
         let mut end = begin;
@@ -118,18 +87,22 @@ impl Update<'_, '_> {
         end
     }
 
-    /// Whose row it is; remembers that it was touched.
+    /// Counts an updated row; gives its noise, if it is rounded at random.
     #[inline(always)]
-    pub(super) fn touch(&mut self, key: u64) -> NoiseKey {
-        let (slot, contribution) = (slot_of(key), self.occurrences.contribution(key));
+    pub(super) fn touch(&mut self, slot: u32) -> NoiseKey {
         self.piece.touched.rows += 1;
-        if let Some(list) = &mut self.piece.touched.list {
-            list.push((slot, contribution));
+        if let Some(slots) = &mut self.piece.touched.slots {
+            slots.push(slot);
         }
-        match self.occurrences.noise(contribution) {
-            Some(table) => Some(noise_of_row(table, (self.row_of)(contribution as usize, slot))),
+        match self.noise {
+            Some(noise) => Some(noise_of_row(noise.key, (noise.row_of)(slot))),
             None => None,
         }
+    }
+
+    /// Whether rows are rounded at random.
+    pub(super) fn is_random(&self) -> bool {
+        self.noise.is_some()
     }
 
     /// The stored weights of a row, and its state.
@@ -143,54 +116,24 @@ impl Update<'_, '_> {
         )
     }
 
-    /// One row after the other; `N` vectors hold a row, or 0 if it is wider than registers.
+    /// One row after the other.
     #[inline(always)]
-    pub(super) fn rows<S: Simd, const N: usize>(&mut self, simd: S) {
+    fn rows<S: Simd>(&mut self, simd: S) {
         let (shape, step, occurrences) = (self.shape, self.step, self.occurrences);
-        let wide = if N == 0 { shape.dim } else { 0 };
-        let (mut wide_weights, mut wide_gradient) = (vec![0.0; wide], vec![0.0; wide]);
+        let (mut weights, mut gradient) = (vec![0.0; shape.dim], vec![0.0; shape.dim]);
         let mut begin = 0;
         while begin < self.piece.keys.len() {
             let end = self.end_of_group(simd, begin);
             let group = &self.piece.keys[begin..end];
-            let noise = self.touch(group[0]);
+            let noise = self.touch(slot_of(group[0]));
+            sum_gradients(simd, occurrences, group, &mut gradient);
             let (stored, state) = self.row(slot_of(group[0]));
-            if N == 0 {
-                sum_in_memory(simd, occurrences, group, &mut wide_gradient);
-                let (mut weights, mut gradient) = (InMemory(&mut wide_weights), InMemory(&mut wide_gradient));
-                step_row(simd, step, shape, noise, stored, state, (&mut weights, &mut gradient));
-            } else {
-                let mut gradient: Registers<S, N> = sum_in_registers(simd, occurrences, group, shape.dim);
-                let mut weights: Registers<S, N> = Registers::new(simd, shape.dim);
-                step_row(simd, step, shape, noise, stored, state, (&mut weights, &mut gradient));
-            }
+            decode_row(simd, shape.row_type, stored, &mut weights);
+            update_row(simd, step, &mut weights, state, &mut gradient);
+            encode_row(simd, shape.row_type, &weights, noise, stored);
             begin = end;
         }
     }
-
-    #[inline(always)]
-    fn run_rows<S: Simd, const N: usize>(&mut self, simd: S) {
-        match self.step.rowwise_rule() {
-            Some(rule) if self.occurrences.are_plain() => self.rowwise_adagrad::<S, N>(simd, rule),
-            _ => self.rows::<S, N>(simd),
-        }
-    }
-}
-
-/// Reads a row, makes one step, and stores it.
-#[inline(always)]
-fn step_row<S: Simd, C: ColumnsMut<S>>(
-    simd: S,
-    step: &Step,
-    shape: RowShape,
-    noise: NoiseKey,
-    stored: &mut [u8],
-    state: &mut [f32],
-    (weights, gradient): (&mut C, &mut C),
-) {
-    decode_row(simd, shape, stored, weights);
-    update_row(simd, step, shape.dim, weights, state, gradient);
-    encode_row(simd, shape, weights, noise, stored);
 }
 
 impl Kernel for Update<'_, '_> {
@@ -198,16 +141,9 @@ impl Kernel for Update<'_, '_> {
 
     #[inline(always)]
     fn run<S: Simd>(mut self, simd: S) {
-        match self.shape.dim.div_ceil(LANES) {
-            1 => self.run_rows::<S, 1>(simd),
-            2 => self.run_rows::<S, 2>(simd),
-            3 => self.run_rows::<S, 3>(simd),
-            4 => self.run_rows::<S, 4>(simd),
-            5 => self.run_rows::<S, 5>(simd),
-            6 => self.run_rows::<S, 6>(simd),
-            7 => self.run_rows::<S, 7>(simd),
-            VECTORS_MAX => self.run_rows::<S, VECTORS_MAX>(simd),
-            _ => self.rows::<S, 0>(simd),
+        match self.step.rowwise_rule() {
+            Some(rule) => self.rowwise_adagrad(simd, rule),
+            None => self.rows(simd),
         }
     }
 }
@@ -222,8 +158,14 @@ pub struct Slab<'a> {
     pub shape: RowShape,
 }
 
-/// Gives the number in its table of the row at a slot, and of the contribution that has it.
-pub type RowOf<'a> = &'a (dyn Fn(usize, u32) -> u64 + Sync);
+/// How rows of a type of fewer bits are rounded at random in one step of a table.
+#[derive(Clone, Copy)]
+pub struct Noise<'a> {
+    /// [`noise_of_table`](super::noise_of_table).
+    pub key: u64,
+    /// The number in its table of the row at a slot.
+    pub row_of: &'a (dyn Fn(u32) -> u64 + Sync),
+}
 
 /// How an update is computed; none of it changes a bit.
 #[derive(Clone, Copy)]
@@ -234,21 +176,20 @@ pub struct Runtime<'a> {
     pub threads: &'a Threads,
 }
 
-/// Sums the contributions to each row in order (lookup, bag, position), starting from zero, and
-/// applies one step to each touched row; gives their number. Calls `touched(slot, contribution)`, if there is one, for each, in
-/// ascending order of slots; `contribution` is the first one with the row.
+/// Sums the contributions to each row of a table in order (lookup, bag, position), starting from zero, and applies one step to
+/// each touched row; gives their number. `touched` gets their slots, in ascending order.
 ///
-/// A position contributes its bag's gradient, divided by the bag's length for a mean, or times its sample weight.
-/// `row_of` is asked for rows that are rounded at random.
+/// A position contributes its bag's gradient, divided by the bag's length for a mean, or times its sample weight. Without
+/// noise rows are rounded to the nearest.
 pub fn coalesce_and_update(
     runtime: Runtime<'_>,
     contributions: &[Contribution<'_>],
     step: &Step,
     slab: Slab<'_>,
     scratch: &mut Scratch,
-    row_of: RowOf<'_>,
-    touched: Option<&mut dyn FnMut(u32, usize)>,
-) -> u64 {
+    noise: Option<Noise<'_>>,
+    touched: Option<&mut Vec<u32>>,
+) -> usize {
     let Slab { mut weights, mut state, shape } = slab;
     let occurrences = Occurrences::of(contributions, shape.dim);
     let keys = occurrences.sort(scratch);
@@ -269,17 +210,16 @@ pub fn coalesce_and_update(
         weights = rest;
         let (my_state, rest) = state.split_at_mut(rows * shape.state_floats);
         state = rest;
-        let list = touched.is_some().then(|| Vec::with_capacity(end - begin));
-        let touched = Touched { rows: 0, list };
+        let slots = touched.is_some().then(|| Vec::with_capacity(end - begin));
+        let touched = Touched { rows: 0, slots };
         all.push(Piece { keys: &keys[begin..end], first, weights: mine, state: my_state, touched });
         (begin, first) = (end, first + rows);
     }
     runtime.threads.each(all.iter_mut().collect(), |piece| {
-        runtime.instructions.run(Update { occurrences: &occurrences, piece, shape, step, row_of });
+        runtime.instructions.run(Update { occurrences: &occurrences, piece, shape, step, noise });
     });
     if let Some(touched) = touched {
-        let lists = all.iter().filter_map(|piece| piece.touched.list.as_ref());
-        lists.flatten().for_each(|&(slot, contribution)| touched(slot, contribution as usize));
+        all.iter().for_each(|piece| touched.extend(piece.touched.slots.iter().flatten()));
     }
     all.iter().map(|piece| piece.touched.rows).sum()
 }
@@ -298,8 +238,8 @@ impl Kernel for Norms<'_> {
         let mut gradient = vec![0.0; self.dim];
         let mut norms = Vec::new();
         for group in self.keys.chunk_by(|&a, &b| slot_of(a) == slot_of(b)) {
-            sum_in_memory(simd, self.occurrences, group, &mut gradient);
-            norms.push((group[0] as u32, sum_of_squares(simd, &InMemory(&mut gradient))));
+            sum_gradients(simd, self.occurrences, group, &mut gradient);
+            norms.push((group[0] as u32, sum_of_squares(simd, &gradient)));
         }
         norms
     }

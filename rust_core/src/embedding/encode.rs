@@ -2,7 +2,7 @@
 //!
 //! docs/design/embedding-kernels.md has the rules.
 
-use super::columns::{Columns, VECTORS_MAX, Values, at, at_or, columns, put};
+use super::columns::{at, at_or, columns};
 use super::kernels::{Instructions, Kernel, LANES, Simd, max_f32, min_f32};
 use super::row_type::{RowShape, RowType};
 use crate::rng;
@@ -91,15 +91,10 @@ impl Encoder<32> for RandomBf16 {
 }
 
 #[inline(always)]
-fn encode<S: Simd, const BYTES: usize>(
-    simd: S,
-    encoder: impl Encoder<BYTES>,
-    values: &impl Columns<S>,
-    row: &mut [u8],
-) {
-    for vector in 0..values.vectors() {
-        let (value, column) = (values.get(simd, vector), vector * LANES);
-        let rest = &mut row[vector * BYTES..];
+fn encode<S: Simd, const BYTES: usize>(simd: S, encoder: impl Encoder<BYTES>, values: &[f32], row: &mut [u8]) {
+    for column in columns(values.len()) {
+        let value = at(simd, values, column);
+        let rest = &mut row[column / LANES * BYTES..];
         if let Some(full) = rest.first_chunk_mut() {
             encoder.store(simd, value, column, full);
         } else {
@@ -178,28 +173,14 @@ pub(super) fn encode_int8<S: Simd>(simd: S, values: &[f32], noise: NoiseKey, row
 
 /// Stores floats as a row.
 #[inline(always)]
-pub(super) fn encode_row<S: Simd>(simd: S, shape: RowShape, values: &impl Columns<S>, noise: NoiseKey, row: &mut [u8]) {
-    match (shape.row_type, noise) {
+pub(super) fn encode_row<S: Simd>(simd: S, row_type: RowType, values: &[f32], noise: NoiseKey, row: &mut [u8]) {
+    match (row_type, noise) {
         (RowType::Fp32, _) => encode::<S, 64>(simd, WholeFp32, values, row),
         (RowType::Fp16, None) => encode::<S, 32>(simd, NearestFp16, values, row),
         (RowType::Fp16, Some(key)) => encode::<S, 32>(simd, RandomFp16(key), values, row),
         (RowType::Bf16, None) => encode::<S, 32>(simd, NearestBf16, values, row),
         (RowType::Bf16, Some(key)) => encode::<S, 32>(simd, RandomBf16(key), values, row),
-        (RowType::Int8, noise) => {
-            // The least and the largest are those of the columns alone.
-            let mut lanes = [0.0; VECTORS_MAX * LANES];
-            let mut wide;
-            let spilled = if shape.dim <= lanes.len() {
-                &mut lanes[..shape.dim]
-            } else {
-                wide = vec![0.0; shape.dim];
-                &mut wide[..]
-            };
-            for vector in 0..values.vectors() {
-                put(simd, values.get(simd, vector), spilled, vector * LANES);
-            }
-            encode_int8(simd, spilled, noise, row);
-        }
+        (RowType::Int8, noise) => encode_int8(simd, values, noise, row),
     }
 }
 
@@ -217,7 +198,7 @@ impl Kernel for Encode<'_> {
     fn run<S: Simd>(self, simd: S) {
         let rows = self.rows.chunks_exact_mut(self.shape.weight_bytes());
         for (row, values) in rows.zip(self.values.chunks_exact(self.shape.dim)) {
-            encode_row(simd, self.shape, &Values(values), self.noise, row);
+            encode_row(simd, self.shape.row_type, values, self.noise, row);
         }
     }
 }

@@ -110,41 +110,47 @@ struct Pool<'a> {
     out: &'a mut [f32],
 }
 
-/// Adds a part of a row to `N` sums.
+/// Adds a part of a row to `N` sums; the last vector has fewer than 16 columns if `TAIL`.
 #[inline(always)]
-fn add_row<S: Simd, R: Stored, const N: usize>(
+fn add_row<S: Simd, R: Stored, const N: usize, const TAIL: bool>(
     simd: S,
     row: &[u8],
     factor: Option<S::V>,
-    column: usize,
-    dim: usize,
+    (column, dim): (usize, usize),
     sums: &mut [S::V; N],
 ) {
     let extra = R::extra(simd, row, dim);
     // One check of the bounds for all columns.
-    let from = stored_columns::<R>(row, column, N * LANES);
+    let from = stored_columns::<R>(row, column, if TAIL { dim - column } else { N * LANES });
     for (vector, sum) in sums.iter_mut().enumerate() {
-        let value = R::load(simd, extra, &from[vector * LANES * R::COLUMN_BYTES..]);
+        let from = &from[vector * LANES * R::COLUMN_BYTES..];
+        let is_tail = TAIL && vector == N - 1;
+        let value = if is_tail { R::load_partial(simd, extra, from) } else { R::load(simd, extra, from) };
         *sum = simd.add(*sum, if let Some(factor) = factor { simd.mul(factor, value) } else { value });
     }
 }
 
 /// Pools `N` vectors of the rows of a bag, from a column on.
 #[inline(always)]
-fn pool_block<S: Simd, R: Stored, const N: usize>(simd: S, bag: &Bag<'_>, column: usize, out: &mut [f32]) {
+fn pool_block<S: Simd, R: Stored, const N: usize, const TAIL: bool>(
+    simd: S,
+    bag: &Bag<'_>,
+    column: usize,
+    out: &mut [f32],
+) {
     let lookup = bag.lookup;
-    let dim = lookup.shape.dim;
+    let columns = (column, lookup.shape.dim);
     let mut sums = [simd.splat(0.0); N];
     if let Some(factors) = lookup.sample_weights {
         for position in bag.positions.clone() {
             bag.prefetch(simd, position, column);
             let factor = simd.splat(factors[position]);
-            add_row::<S, R, N>(simd, bag.row(position), Some(factor), column, dim, &mut sums);
+            add_row::<S, R, N, TAIL>(simd, bag.row(position), Some(factor), columns, &mut sums);
         }
     } else {
         for position in bag.positions.clone() {
             bag.prefetch(simd, position, column);
-            add_row::<S, R, N>(simd, bag.row(position), None, column, dim, &mut sums);
+            add_row::<S, R, N, TAIL>(simd, bag.row(position), None, columns, &mut sums);
         }
     }
     for (vector, sum) in sums.into_iter().enumerate() {
@@ -152,21 +158,13 @@ fn pool_block<S: Simd, R: Stored, const N: usize>(simd: S, bag: &Bag<'_>, column
     }
 }
 
-/// Pools the last columns, fewer than a vector.
 #[inline(always)]
-fn pool_tail<S: Simd, R: Stored>(simd: S, bag: &Bag<'_>, column: usize, out: &mut [f32]) {
-    let lookup = bag.lookup;
-    let mut sum = simd.splat(0.0);
-    for position in bag.positions.clone() {
-        bag.prefetch(simd, position, column);
-        let value = stored_at::<S, R>(simd, bag.row(position), column, lookup.shape.dim);
-        let value = match lookup.sample_weights {
-            Some(factors) => simd.mul(simd.splat(factors[position]), value),
-            None => value,
-        };
-        sum = simd.add(sum, value);
+fn pool_vectors<S: Simd, R: Stored, const N: usize>(simd: S, bag: &Bag<'_>, column: usize, out: &mut [f32]) {
+    if column + N * LANES <= bag.lookup.shape.dim {
+        pool_block::<S, R, N, false>(simd, bag, column, out);
+    } else {
+        pool_block::<S, R, N, true>(simd, bag, column, out);
     }
-    put(simd, bag.finish(simd, sum), out, column);
 }
 
 #[inline(always)]
@@ -178,30 +176,19 @@ fn pool<S: Simd, R: Stored>(simd: S, job: Pool<'_>) {
         let positions = lookup.pooling.positions(lookup.offsets, output, lookup.slots.len());
         let bag = Bag { lookup: &lookup, row_bytes, rows_ahead, positions };
         let mut column = 0;
-        while column + LANES <= dim {
-            let vectors = ((dim - column) / LANES).min(S::BLOCK);
-            column += LANES
-                * match vectors {
-                    8.. => {
-                        pool_block::<S, R, 8>(simd, &bag, column, out);
-                        8
-                    }
-                    4.. => {
-                        pool_block::<S, R, 4>(simd, &bag, column, out);
-                        4
-                    }
-                    2.. => {
-                        pool_block::<S, R, 2>(simd, &bag, column, out);
-                        2
-                    }
-                    _ => {
-                        pool_block::<S, R, 1>(simd, &bag, column, out);
-                        1
-                    }
-                };
-        }
-        if column < dim {
-            pool_tail::<S, R>(simd, &bag, column, out);
+        while column < dim {
+            let vectors = (dim - column).div_ceil(LANES).min(S::BLOCK);
+            match vectors {
+                1 => pool_vectors::<S, R, 1>(simd, &bag, column, out),
+                2 => pool_vectors::<S, R, 2>(simd, &bag, column, out),
+                3 => pool_vectors::<S, R, 3>(simd, &bag, column, out),
+                4 => pool_vectors::<S, R, 4>(simd, &bag, column, out),
+                5 => pool_vectors::<S, R, 5>(simd, &bag, column, out),
+                6 => pool_vectors::<S, R, 6>(simd, &bag, column, out),
+                7 => pool_vectors::<S, R, 7>(simd, &bag, column, out),
+                _ => pool_vectors::<S, R, 8>(simd, &bag, column, out),
+            }
+            column += vectors * LANES;
         }
     }
 }

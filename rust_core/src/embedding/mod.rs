@@ -15,7 +15,7 @@ mod sort;
 mod table;
 mod threads;
 
-pub use coalesce::{RowOf, Runtime, Slab, coalesce_and_update, squared_gradient_norm};
+pub use coalesce::{Noise, Runtime, Slab, coalesce_and_update, squared_gradient_norm};
 pub use encode::{encode_rows, noise_of_table};
 pub use ids::{place_ids, rows_of_ids};
 pub use kernels::{Instructions, LANES, SimdLevel};

@@ -17,8 +17,6 @@ pub struct Contribution<'a> {
     pub sample_weights: Option<&'a [f32]>,
     /// B x D.
     pub gradients: &'a [f32],
-    /// The noise of its table in this step, if its rows are rounded at random.
-    pub noise: Option<u64>,
 }
 
 /// Memory that updates use again.
@@ -47,8 +45,6 @@ pub(super) struct Occurrences<'a> {
     contributions: &'a [Contribution<'a>],
     /// Of each source, a row of gradients.
     gradients: Vec<&'a [f32]>,
-    /// Of each source, its contribution; empty if there is one only.
-    owners: Vec<u32>,
     /// Of each source; empty if all are 1.
     factors: Vec<Factor>,
     are_far: bool,
@@ -68,11 +64,7 @@ impl<'a> Occurrences<'a> {
         let sources = contributions.iter().map(count).sum();
         let mut gradients = Vec::with_capacity(sources);
         let mut factors = Vec::with_capacity(if is_plain { 0 } else { sources });
-        let mut owners = Vec::with_capacity(if contributions.len() == 1 { 0 } else { sources });
-        for (number, of) in contributions.iter().enumerate() {
-            if contributions.len() > 1 {
-                owners.resize(owners.len() + count(of), number as u32);
-            }
+        for of in contributions {
             if is_plain {
                 gradients.extend(of.gradients.chunks_exact(dim));
                 continue;
@@ -90,7 +82,7 @@ impl<'a> Occurrences<'a> {
             }
         }
         let floats: usize = contributions.iter().map(|of| of.gradients.len()).sum();
-        Self { contributions, gradients, owners, factors, are_far: floats > NEAR_FLOATS_MAX }
+        Self { contributions, gradients, factors, are_far: floats > NEAR_FLOATS_MAX }
     }
 
     /// All occurrences, sorted by slot; equal slots keep their order.
@@ -102,23 +94,6 @@ impl<'a> Occurrences<'a> {
     #[inline(always)]
     pub(super) fn gradient(&self, key: u64) -> &'a [f32] {
         self.gradients[key as u32 as usize]
-    }
-
-    /// The contribution of an occurrence.
-    #[inline(always)]
-    pub(super) fn contribution(&self, key: u64) -> u32 {
-        if self.owners.is_empty() { 0 } else { self.owners[key as u32 as usize] }
-    }
-
-    #[inline(always)]
-    pub(super) fn noise(&self, contribution: u32) -> Option<u64> {
-        self.contributions[contribution as usize].noise
-    }
-
-    /// Whether the rows of all contributions are rounded at random, or those of none.
-    pub(super) fn all_noisy(&self) -> Option<bool> {
-        let is_noisy = self.contributions.first()?.noise.is_some();
-        self.contributions.iter().all(|of| of.noise.is_some() == is_noisy).then_some(is_noisy)
     }
 
     /// Whether the gradients are too many for a second-level cache.

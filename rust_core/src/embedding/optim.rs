@@ -3,7 +3,7 @@
 
 use serde::Deserialize;
 
-use super::columns::{Columns, ColumnsMut, InMemory, at, columns};
+use super::columns::{at, columns, put};
 use super::kernels::{Instructions, Kernel, Simd};
 
 /// What turns a row's gradient into an update.
@@ -135,39 +135,39 @@ impl Step {
 
 /// `g += weight_decay * w`.
 #[inline(always)]
-fn decay<S: Simd>(simd: S, weight_decay: f32, weights: &impl Columns<S>, gradient: &mut impl ColumnsMut<S>) {
+fn decay<S: Simd>(simd: S, weight_decay: f32, weights: &[f32], gradient: &mut [f32]) {
     if weight_decay == 0.0 {
         return;
     }
     let factor = simd.splat(weight_decay);
-    for vector in 0..gradient.vectors() {
-        let decayed = simd.mul(factor, weights.get(simd, vector));
-        gradient.set(simd, vector, simd.add(gradient.get(simd, vector), decayed));
+    for column in columns(gradient.len()) {
+        let sum = simd.add(at(simd, gradient, column), simd.mul(factor, at(simd, weights, column)));
+        put(simd, sum, gradient, column);
     }
 }
 
 /// `w -= factor * x`.
 #[inline(always)]
-pub(super) fn descend<S: Simd>(simd: S, factor: f32, direction: &impl Columns<S>, weights: &mut impl ColumnsMut<S>) {
+pub(super) fn descend<S: Simd>(simd: S, factor: f32, direction: &[f32], weights: &mut [f32]) {
     let factor = simd.splat(factor);
-    for vector in 0..weights.vectors() {
-        let step = simd.mul(factor, direction.get(simd, vector));
-        weights.set(simd, vector, simd.sub(weights.get(simd, vector), step));
+    for column in columns(weights.len()) {
+        let step = simd.mul(factor, at(simd, direction, column));
+        put(simd, simd.sub(at(simd, weights, column), step), weights, column);
     }
 }
 
 #[inline(always)]
-pub(super) fn lanes_of_squares<S: Simd>(simd: S, values: &impl Columns<S>) -> S::V {
+pub(super) fn lanes_of_squares<S: Simd>(simd: S, values: &[f32]) -> S::V {
     let mut lanes = simd.splat(0.0);
-    for vector in 0..values.vectors() {
-        let value = values.get(simd, vector);
+    for column in columns(values.len()) {
+        let value = at(simd, values, column);
         lanes = simd.add(lanes, simd.mul(value, value));
     }
     lanes
 }
 
 #[inline(always)]
-pub(super) fn sum_of_squares<S: Simd>(simd: S, values: &impl Columns<S>) -> f32 {
+pub(super) fn sum_of_squares<S: Simd>(simd: S, values: &[f32]) -> f32 {
     simd.sum(lanes_of_squares(simd, values))
 }
 
@@ -198,41 +198,33 @@ fn average<S: Simd>(simd: S, beta: f32, old: S::V, new: S::V) -> S::V {
     simd.add(simd.mul(simd.splat(beta), old), simd.mul(simd.splat(1.0 - beta), new))
 }
 
-/// Brings both moments up to date; gives the root of the corrected second one, plus `eps`, and the first.
+/// Brings both moments up to date; gives the first one, and the root of the corrected second one plus `eps`.
 #[inline(always)]
 fn adam_moments<S: Simd>(
     simd: S,
     step: &Step,
     moments: Moments,
-    (first, second): (&mut InMemory<'_>, &mut InMemory<'_>),
-    vector: usize,
-    g: S::V,
+    (first, second): (&mut [f32], &mut [f32]),
+    gradient: &[f32],
+    column: usize,
 ) -> (S::V, S::V) {
-    let m = average(simd, moments.beta1, first.get(simd, vector), g);
-    let v = average(simd, moments.beta2, second.get(simd, vector), simd.mul(g, g));
-    first.set(simd, vector, m);
-    second.set(simd, vector, v);
+    let g = at(simd, gradient, column);
+    let m = average(simd, moments.beta1, at(simd, first, column), g);
+    let v = average(simd, moments.beta2, at(simd, second, column), simd.mul(g, g));
+    put(simd, m, first, column);
+    put(simd, v, second, column);
     let root = simd.mul(simd.sqrt(v), simd.splat(step.correction2));
     (m, simd.add(root, simd.splat(moments.eps)))
 }
 
 #[inline(always)]
-fn adam<S: Simd>(
-    simd: S,
-    step: &Step,
-    moments: Moments,
-    weights: &mut impl ColumnsMut<S>,
-    state: &mut [f32],
-    gradient: &impl Columns<S>,
-) {
-    let (first, second) = state.split_at_mut(state.len() / 2);
-    let (mut first, mut second) = (InMemory(first), InMemory(second));
+fn adam<S: Simd>(simd: S, step: &Step, moments: Moments, weights: &mut [f32], state: &mut [f32], gradient: &[f32]) {
+    let (first, second) = state.split_at_mut(weights.len());
     let lr = simd.splat(step.corrected_lr);
-    for vector in 0..weights.vectors() {
-        let g = gradient.get(simd, vector);
-        let (m, root) = adam_moments(simd, step, moments, (&mut first, &mut second), vector, g);
+    for column in columns(weights.len()) {
+        let (m, root) = adam_moments(simd, step, moments, (first, second), gradient, column);
         let moved = simd.mul(lr, simd.div(m, root));
-        weights.set(simd, vector, simd.sub(weights.get(simd, vector), moved));
+        put(simd, simd.sub(at(simd, weights, column), moved), weights, column);
     }
 }
 
@@ -241,41 +233,30 @@ fn partial_rowwise_adam<S: Simd>(
     simd: S,
     step: &Step,
     moments: Moments,
-    weights: &mut impl ColumnsMut<S>,
+    weights: &mut [f32],
     state: &mut [f32],
-    gradient: &impl Columns<S>,
+    gradient: &[f32],
 ) {
-    let dim = state.len() - 1;
-    let (first, second) = state.split_at_mut(dim);
-    let mean = sum_of_squares(simd, gradient) / dim as f32;
+    let (first, second) = state.split_at_mut(weights.len());
+    let mean = sum_of_squares(simd, gradient) / gradient.len() as f32;
     second[0] = moments.beta2 * second[0] + (1.0 - moments.beta2) * mean;
     let factor = step.corrected_lr / (second[0].sqrt() * step.correction2 + moments.eps);
-    let mut first = InMemory(first);
-    for vector in 0..weights.vectors() {
-        let m = average(simd, moments.beta1, first.get(simd, vector), gradient.get(simd, vector));
-        first.set(simd, vector, m);
+    for column in columns(weights.len()) {
+        let m = average(simd, moments.beta1, at(simd, first, column), at(simd, gradient, column));
+        put(simd, m, first, column);
     }
-    descend(simd, factor, &first, weights);
+    descend(simd, factor, first, weights);
 }
 
 /// `gradient` becomes the step before it is scaled.
 #[inline(always)]
-fn lamb<S: Simd>(
-    simd: S,
-    step: &Step,
-    moments: Moments,
-    weights: &mut impl ColumnsMut<S>,
-    state: &mut [f32],
-    gradient: &mut impl ColumnsMut<S>,
-) {
-    let (first, second) = state.split_at_mut(state.len() / 2);
-    let (mut first, mut second) = (InMemory(first), InMemory(second));
-    for vector in 0..weights.vectors() {
-        let g = gradient.get(simd, vector);
-        let (m, root) = adam_moments(simd, step, moments, (&mut first, &mut second), vector, g);
+fn lamb<S: Simd>(simd: S, step: &Step, moments: Moments, weights: &mut [f32], state: &mut [f32], gradient: &mut [f32]) {
+    let (first, second) = state.split_at_mut(weights.len());
+    for column in columns(weights.len()) {
+        let (m, root) = adam_moments(simd, step, moments, (first, second), gradient, column);
         let ratio = simd.div(simd.mul(m, simd.splat(step.correction1)), root);
-        let decayed = simd.mul(simd.splat(moments.weight_decay), weights.get(simd, vector));
-        gradient.set(simd, vector, simd.add(ratio, decayed));
+        let decayed = simd.mul(simd.splat(moments.weight_decay), at(simd, weights, column));
+        put(simd, simd.add(ratio, decayed), gradient, column);
     }
     let norm_of_weights = sum_of_squares(simd, weights).sqrt();
     let norm_of_step = sum_of_squares(simd, gradient).sqrt();
@@ -284,16 +265,9 @@ fn lamb<S: Simd>(
     descend(simd, factor, gradient, weights);
 }
 
-/// One step on a row of `dim` weights with its state; `gradient` is used up.
+/// One step on a row of D weights with its state; `gradient` of D is used up.
 #[inline(always)]
-pub(super) fn update_row<S: Simd>(
-    simd: S,
-    step: &Step,
-    dim: usize,
-    weights: &mut impl ColumnsMut<S>,
-    state: &mut [f32],
-    gradient: &mut impl ColumnsMut<S>,
-) {
+pub(super) fn update_row<S: Simd>(simd: S, step: &Step, weights: &mut [f32], state: &mut [f32], gradient: &mut [f32]) {
     match step.optimizer {
         OptimizerConfig::Sgd { momentum, weight_decay } => {
             decay(simd, weight_decay, weights, gradient);
@@ -301,28 +275,26 @@ pub(super) fn update_row<S: Simd>(
                 descend(simd, step.lr, gradient, weights);
                 return;
             }
-            let mut state = InMemory(state);
-            for vector in 0..weights.vectors() {
-                let kept = simd.mul(simd.splat(momentum), state.get(simd, vector));
-                state.set(simd, vector, simd.add(kept, gradient.get(simd, vector)));
+            for column in columns(weights.len()) {
+                let kept = simd.mul(simd.splat(momentum), at(simd, state, column));
+                put(simd, simd.add(kept, at(simd, gradient, column)), state, column);
             }
-            descend(simd, step.lr, &state, weights);
+            descend(simd, step.lr, state, weights);
         }
         OptimizerConfig::Adagrad { eps, weight_decay } => {
             decay(simd, weight_decay, weights, gradient);
             let (lr, eps) = (simd.splat(step.lr), simd.splat(eps));
-            let mut state = InMemory(state);
-            for vector in 0..weights.vectors() {
-                let g = gradient.get(simd, vector);
-                let sum = simd.add(state.get(simd, vector), simd.mul(g, g));
-                state.set(simd, vector, sum);
+            for column in columns(weights.len()) {
+                let g = at(simd, gradient, column);
+                let sum = simd.add(at(simd, state, column), simd.mul(g, g));
+                put(simd, sum, state, column);
                 let moved = simd.mul(lr, simd.div(g, simd.add(simd.sqrt(sum), eps)));
-                weights.set(simd, vector, simd.sub(weights.get(simd, vector), moved));
+                put(simd, simd.sub(at(simd, weights, column), moved), weights, column);
             }
         }
         OptimizerConfig::RowwiseAdagrad { eps, weight_decay } => {
             decay(simd, weight_decay, weights, gradient);
-            state[0] += sum_of_squares(simd, gradient) / dim as f32;
+            state[0] += sum_of_squares(simd, gradient) / gradient.len() as f32;
             descend(simd, step.lr / (state[0].sqrt() + eps), gradient, weights);
         }
         OptimizerConfig::Adam(moments) => {
@@ -359,7 +331,6 @@ pub fn count_non_finite(instructions: Instructions, values: &[f32]) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use super::super::columns::Values;
     use super::super::kernels::{LANES, Scalar};
     use super::*;
 
@@ -372,7 +343,7 @@ mod tests {
         for half in [8, 4, 2, 1] {
             lanes = (0..half).map(|lane| lanes[lane] + lanes[lane + half]).collect();
         }
-        assert_eq!(sum_of_squares(Scalar, &Values(&values)).to_bits(), lanes[0].to_bits());
+        assert_eq!(sum_of_squares(Scalar, &values).to_bits(), lanes[0].to_bits());
     }
 
     #[test]
@@ -380,7 +351,7 @@ mod tests {
         let (mut weights, mut state) = ([1.0f32; 4], [0.0f32]);
         for number in 1..=10u8 {
             let step = Step::new(OptimizerConfig::rowwise_adagrad(0.0), 0.1, u64::from(number));
-            update_row(Scalar, &step, 4, &mut InMemory(&mut weights), &mut state, &mut InMemory(&mut [2.0; 4]));
+            update_row(Scalar, &step, &mut weights, &mut state, &mut [2.0; 4]);
             assert!((state[0] - 4.0 * f32::from(number)).abs() < 1e-4);
         }
         // Each step moves by lr * g / (|g| * sqrt(n)).
@@ -395,7 +366,7 @@ mod tests {
         let step = Step::new(OptimizerConfig::Adam(moments), 0.1, 1);
         let (mut weights, mut state) = ([0.0f32; 3], [0.0f32; 6]);
         let mut gradient = [1e-3, -5.0, 1e3];
-        update_row(Scalar, &step, 3, &mut InMemory(&mut weights), &mut state, &mut InMemory(&mut gradient));
+        update_row(Scalar, &step, &mut weights, &mut state, &mut gradient);
         for (weight, moved) in weights.iter().zip([-0.1, 0.1, -0.1]) {
             assert!((weight - moved).abs() < 1e-6, "{weights:?}");
         }

@@ -4,7 +4,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::columns::{ColumnsMut, InMemory};
+use super::columns::{columns, put};
 use super::kernels::{Instructions, Kernel, LANES, Simd};
 
 /// The type of the stored weights.
@@ -204,20 +204,21 @@ pub(super) fn stored_at<S: Simd, R: Stored>(simd: S, row: &[u8], column: usize, 
 }
 
 #[inline(always)]
-fn decode<S: Simd, R: Stored>(simd: S, row: &[u8], dim: usize, to: &mut impl ColumnsMut<S>) {
-    for vector in 0..to.vectors() {
-        to.set(simd, vector, stored_at::<S, R>(simd, row, vector * LANES, dim));
+fn decode<S: Simd, R: Stored>(simd: S, row: &[u8], values: &mut [f32]) {
+    let dim = values.len();
+    for column in columns(dim) {
+        put(simd, stored_at::<S, R>(simd, row, column, dim), values, column);
     }
 }
 
 /// The floats of a stored row.
 #[inline(always)]
-pub(super) fn decode_row<S: Simd>(simd: S, shape: RowShape, row: &[u8], to: &mut impl ColumnsMut<S>) {
-    match shape.row_type {
-        RowType::Fp32 => decode::<S, Fp32>(simd, row, shape.dim, to),
-        RowType::Fp16 => decode::<S, Fp16>(simd, row, shape.dim, to),
-        RowType::Bf16 => decode::<S, Bf16>(simd, row, shape.dim, to),
-        RowType::Int8 => decode::<S, Int8>(simd, row, shape.dim, to),
+pub(super) fn decode_row<S: Simd>(simd: S, row_type: RowType, row: &[u8], values: &mut [f32]) {
+    match row_type {
+        RowType::Fp32 => decode::<S, Fp32>(simd, row, values),
+        RowType::Fp16 => decode::<S, Fp16>(simd, row, values),
+        RowType::Bf16 => decode::<S, Bf16>(simd, row, values),
+        RowType::Int8 => decode::<S, Int8>(simd, row, values),
     }
 }
 
@@ -234,7 +235,7 @@ impl Kernel for Decode<'_> {
     fn run<S: Simd>(self, simd: S) {
         let rows = self.rows.chunks_exact(self.shape.weight_bytes());
         for (row, values) in rows.zip(self.values.chunks_exact_mut(self.shape.dim)) {
-            decode_row(simd, self.shape, row, &mut InMemory(values));
+            decode_row(simd, self.shape.row_type, row, values);
         }
     }
 }

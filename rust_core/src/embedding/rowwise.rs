@@ -1,23 +1,18 @@
 //! Row-wise `AdaGrad` in groups of 16 rows, so that no row waits for the root and the quotients of another. The operations
 //! on each row are those of [`update_row`](super::optim::update_row), and so are the bits.
 
-use super::coalesce::Update;
-use super::encode::{Encoder, NearestBf16, NearestFp16, NoiseKey, RandomBf16, RandomFp16, WholeFp32, encode_int8};
+use super::coalesce::{Update, sum_gradients};
+use super::columns;
+use super::encode::{Encoder, NearestBf16, NearestFp16, NoiseKey, RandomBf16, RandomFp16, WholeFp32, encode_row};
 use super::kernels::{LANES, Simd};
 use super::occurrences::slot_of;
-use super::optim::RowwiseRule;
-use super::row_type::{Bf16, Fp16, Fp32, Int8, RowType, Stored, stored_columns};
+use super::optim::{RowwiseRule, descend, lanes_of_squares};
+use super::row_type::{Bf16, Fp16, Fp32, RowType, Stored, decode_row, stored_columns};
 
 /// Reads and stores rows of one type with one rounding.
 trait Codec: Copy {
     type Stored: Stored;
-    fn encode<S: Simd, const N: usize, const FULL: bool>(
-        simd: S,
-        values: &[S::V; N],
-        dim: usize,
-        noise: NoiseKey,
-        row: &mut [u8],
-    );
+    fn encode<S: Simd, const N: usize, const TAIL: bool>(simd: S, values: &[S::V; N], noise: NoiseKey, row: &mut [u8]);
 }
 
 #[derive(Clone, Copy)]
@@ -30,8 +25,6 @@ struct AsRandomFp16;
 struct AsNearestBf16;
 #[derive(Clone, Copy)]
 struct AsRandomBf16;
-#[derive(Clone, Copy)]
-struct AsInt8;
 
 macro_rules! codec {
     ($codec:ty, $stored:ty, $bytes:literal, |$noise:ident| $encoder:expr) => {
@@ -39,14 +32,13 @@ macro_rules! codec {
             type Stored = $stored;
 
             #[inline(always)]
-            fn encode<S: Simd, const N: usize, const FULL: bool>(
+            fn encode<S: Simd, const N: usize, const TAIL: bool>(
                 simd: S,
                 values: &[S::V; N],
-                _dim: usize,
                 $noise: NoiseKey,
                 row: &mut [u8],
             ) {
-                store_vectors::<S, N, $bytes, FULL>(simd, $encoder, values, row);
+                store_vectors::<S, N, $bytes, TAIL>(simd, $encoder, values, row);
             }
         }
     };
@@ -58,88 +50,60 @@ codec!(AsRandomFp16, Fp16, 32, |noise| RandomFp16(noise.unwrap_or(0)));
 codec!(AsNearestBf16, Bf16, 32, |_noise| NearestBf16);
 codec!(AsRandomBf16, Bf16, 32, |noise| RandomBf16(noise.unwrap_or(0)));
 
-impl Codec for AsInt8 {
-    type Stored = Int8;
-
-    #[inline(always)]
-    fn encode<S: Simd, const N: usize, const FULL: bool>(
-        simd: S,
-        values: &[S::V; N],
-        dim: usize,
-        noise: NoiseKey,
-        row: &mut [u8],
-    ) {
-        let mut lanes = [[0.0; LANES]; N];
-        for (lanes, &value) in lanes.iter_mut().zip(values) {
-            simd.store(value, lanes);
-        }
-        encode_int8(simd, &lanes.as_flattened()[..dim], noise, row);
-    }
-}
-
 #[inline(always)]
-fn store_vectors<S: Simd, const N: usize, const BYTES: usize, const FULL: bool>(
+fn store_vectors<S: Simd, const N: usize, const BYTES: usize, const TAIL: bool>(
     simd: S,
     encoder: impl Encoder<BYTES>,
     values: &[S::V; N],
     row: &mut [u8],
 ) {
     let (full, rest) = row.as_chunks_mut::<BYTES>();
-    if FULL {
-        let full: &mut [[u8; BYTES]; N] = full.first_chunk_mut().expect("a row has all its columns");
+    if TAIL {
         for (vector, (to, &value)) in full.iter_mut().zip(values).enumerate() {
             encoder.store(simd, value, vector * LANES, to);
         }
+        let mut bytes = [0; BYTES];
+        encoder.store(simd, values[N - 1], (N - 1) * LANES, &mut bytes);
+        rest.copy_from_slice(&bytes[..rest.len()]);
         return;
     }
+    let full: &mut [[u8; BYTES]; N] = full.first_chunk_mut().expect("a row has all its columns");
     for (vector, (to, &value)) in full.iter_mut().zip(values).enumerate() {
         encoder.store(simd, value, vector * LANES, to);
     }
-    let mut bytes = [0; BYTES];
-    encoder.store(simd, values[N - 1], (N - 1) * LANES, &mut bytes);
-    rest.copy_from_slice(&bytes[..rest.len()]);
 }
 
 #[inline(always)]
-fn load_row<S: Simd, R: Stored, const N: usize, const FULL: bool>(simd: S, row: &[u8], dim: usize) -> [S::V; N] {
+fn load_row<S: Simd, R: Stored, const N: usize, const TAIL: bool>(simd: S, row: &[u8], dim: usize) -> [S::V; N] {
     let extra = R::extra(simd, row, dim);
     let mut values = [simd.splat(0.0); N];
-    let from = stored_columns::<R>(row, 0, if FULL { N * LANES } else { dim });
+    let from = stored_columns::<R>(row, 0, if TAIL { dim } else { N * LANES });
     for (vector, value) in values.iter_mut().enumerate() {
         let from = &from[vector * LANES * R::COLUMN_BYTES..];
-        *value = if FULL || vector < N - 1 { R::load(simd, extra, from) } else { R::load_partial(simd, extra, from) };
+        let is_tail = TAIL && vector == N - 1;
+        *value = if is_tail { R::load_partial(simd, extra, from) } else { R::load(simd, extra, from) };
     }
     values
-}
-
-/// Adds a row of gradients.
-#[inline(always)]
-fn add<S: Simd, const N: usize, const FULL: bool>(simd: S, sums: &mut [S::V; N], gradient: &[f32]) {
-    let (full, rest) = gradient.as_chunks::<LANES>();
-    if FULL {
-        let full: &[[f32; LANES]; N] = full.first_chunk().expect("a gradient has all its columns");
-        for (sum, lanes) in sums.iter_mut().zip(full) {
-            *sum = simd.add(*sum, simd.load(lanes));
-        }
-        return;
-    }
-    for (sum, lanes) in sums.iter_mut().zip(full) {
-        *sum = simd.add(*sum, simd.load(lanes));
-    }
-    sums[N - 1] = simd.add(sums[N - 1], simd.load_partial(rest, 0.0));
 }
 
 impl Update<'_, '_> {
     /// The sum of the gradients of the row of a key, its lanes of squares, and the end of its occurrences.
     #[inline(always)]
-    fn sum_row<S: Simd, const N: usize, const FULL: bool>(&self, simd: S, begin: usize) -> ([S::V; N], S::V, usize) {
-        let keys = self.keys();
+    fn sum_row<S: Simd, const N: usize, const TAIL: bool>(&self, simd: S, begin: usize) -> ([S::V; N], S::V, usize) {
+        let (keys, occurrences) = (self.keys(), self.occurrences);
         let slot = slot_of(keys[begin]);
         let mut sums = [simd.splat(0.0); N];
         let mut at = begin;
         loop {
             self.prefetch(simd, at);
-            add::<S, N, FULL>(simd, &mut sums, self.occurrences.gradient(keys[at]));
+            let gradient = occurrences.gradient(keys[at]);
+            let gradient = if TAIL { gradient } else { &gradient[..N * LANES] };
+            for (vector, sum) in sums.iter_mut().enumerate() {
+                let value = columns::at(simd, gradient, vector * LANES);
+                let is_plain = occurrences.are_plain();
+                let value = if is_plain { value } else { occurrences.weighted(simd, keys[at], value) };
+                *sum = simd.add(*sum, value);
+            }
             at += 1;
             if at == keys.len() || slot_of(keys[at]) != slot {
                 break;
@@ -152,8 +116,32 @@ impl Update<'_, '_> {
         (sums, squares, at)
     }
 
+    /// The states of up to 16 rows with the squares of this step, and what multiplies their gradients.
     #[inline(always)]
-    fn blocks<S: Simd, C: Codec, const N: usize, const FULL: bool>(&mut self, simd: S, rule: RowwiseRule) {
+    fn factors<S: Simd>(
+        &mut self,
+        simd: S,
+        rule: RowwiseRule,
+        first_keys: &[u64],
+        squares: &[S::V; LANES],
+    ) -> [f32; LANES] {
+        let mut states = [0.0; LANES];
+        for (state, &key) in states.iter_mut().zip(first_keys) {
+            *state = self.row(slot_of(key)).1[0];
+        }
+        let sums = rule.accumulate(simd, simd.sum_each(squares), simd.load(&states), self.shape.dim);
+        simd.store(sums, &mut states);
+        for (&state, &key) in states.iter().zip(first_keys) {
+            self.row(slot_of(key)).1[0] = state;
+        }
+        let mut factors = [0.0; LANES];
+        simd.store(rule.factors(simd, sums), &mut factors);
+        factors
+    }
+
+    /// Rows of `N` vectors, in registers.
+    #[inline(always)]
+    fn blocks<S: Simd, C: Codec, const N: usize, const TAIL: bool>(&mut self, simd: S, rule: RowwiseRule) {
         let dim = self.shape.dim;
         let mut gradients = [[simd.splat(0.0); N]; LANES];
         let mut squares = [simd.splat(0.0); LANES];
@@ -163,53 +151,104 @@ impl Update<'_, '_> {
             let mut count = 0;
             while count < LANES && begin < self.keys().len() {
                 first_keys[count] = self.keys()[begin];
-                (gradients[count], squares[count], begin) = self.sum_row::<S, N, FULL>(simd, begin);
+                (gradients[count], squares[count], begin) = self.sum_row::<S, N, TAIL>(simd, begin);
                 count += 1;
             }
-            let mut states = [0.0; LANES];
-            for (state, &key) in states.iter_mut().zip(&first_keys[..count]) {
-                *state = self.row(slot_of(key)).1[0];
-            }
-            let sums = rule.accumulate(simd, simd.sum_each(&squares), simd.load(&states), dim);
-            simd.store(sums, &mut states);
-            let mut factors = [0.0; LANES];
-            simd.store(rule.factors(simd, sums), &mut factors);
+            let factors = self.factors(simd, rule, &first_keys[..count], &squares);
             for at in 0..count {
-                let key = first_keys[at];
-                let noise = self.touch(key);
-                let (stored, state) = self.row(slot_of(key));
-                state[0] = states[at];
-                let mut weights = load_row::<S, C::Stored, N, FULL>(simd, stored, dim);
+                let noise = self.touch(slot_of(first_keys[at]));
+                let (stored, _) = self.row(slot_of(first_keys[at]));
+                let mut weights = load_row::<S, C::Stored, N, TAIL>(simd, stored, dim);
                 let factor = simd.splat(factors[at]);
                 for (weight, &gradient) in weights.iter_mut().zip(&gradients[at]) {
                     *weight = simd.sub(*weight, simd.mul(factor, gradient));
                 }
-                C::encode::<S, N, FULL>(simd, &weights, dim, noise, stored);
+                C::encode::<S, N, TAIL>(simd, &weights, noise, stored);
+            }
+        }
+    }
+
+    /// Rows of any number of columns, in memory.
+    #[inline(always)]
+    fn blocks_in_memory<S: Simd>(&mut self, simd: S, rule: RowwiseRule) {
+        let (shape, occurrences) = (self.shape, self.occurrences);
+        let mut gradients = vec![0.0; LANES * shape.dim];
+        let mut weights = vec![0.0; shape.dim];
+        let mut squares = [simd.splat(0.0); LANES];
+        let mut first_keys = [0; LANES];
+        let mut begin = 0;
+        while begin < self.keys().len() {
+            let mut count = 0;
+            for gradient in gradients.chunks_exact_mut(shape.dim) {
+                if begin == self.keys().len() {
+                    break;
+                }
+                let end = self.end_of_group(simd, begin);
+                let group = &self.keys()[begin..end];
+                first_keys[count] = group[0];
+                sum_gradients(simd, occurrences, group, gradient);
+                squares[count] = lanes_of_squares(simd, gradient);
+                (count, begin) = (count + 1, end);
+            }
+            let factors = self.factors(simd, rule, &first_keys[..count], &squares);
+            for (at, gradient) in gradients.chunks_exact(shape.dim).take(count).enumerate() {
+                let noise = self.touch(slot_of(first_keys[at]));
+                let (stored, _) = self.row(slot_of(first_keys[at]));
+                decode_row(simd, shape.row_type, stored, &mut weights);
+                descend(simd, factors[at], gradient, &mut weights);
+                encode_row(simd, shape.row_type, &weights, noise, stored);
             }
         }
     }
 
     #[inline(always)]
-    fn of_codec<S: Simd, C: Codec, const N: usize>(&mut self, simd: S, rule: RowwiseRule) {
+    fn vectors<S: Simd, const N: usize>(&mut self, simd: S, rule: RowwiseRule) {
         if self.shape.dim == N * LANES {
-            self.blocks::<S, C, N, true>(simd, rule);
+            self.blocks::<S, AsFp32, N, false>(simd, rule);
         } else {
-            self.blocks::<S, C, N, false>(simd, rule);
+            self.blocks::<S, AsFp32, N, true>(simd, rule);
         }
     }
 
-    /// All rows of the piece; `N` vectors hold one, and gradients are plain sums.
+    /// Rows of up to 8 vectors of floats, the last of which may be partial.
     #[inline(always)]
-    pub(super) fn rowwise_adagrad<S: Simd, const N: usize>(&mut self, simd: S, rule: RowwiseRule) {
-        // Tables of one slab may be rounded differently: without noise a row is rounded to the nearest.
-        match (self.shape.row_type, self.rounding()) {
-            (RowType::Fp32, _) => self.of_codec::<S, AsFp32, N>(simd, rule),
-            (RowType::Fp16, Some(false)) => self.of_codec::<S, AsNearestFp16, N>(simd, rule),
-            (RowType::Fp16, Some(true)) => self.of_codec::<S, AsRandomFp16, N>(simd, rule),
-            (RowType::Bf16, Some(false)) => self.of_codec::<S, AsNearestBf16, N>(simd, rule),
-            (RowType::Bf16, Some(true)) => self.of_codec::<S, AsRandomBf16, N>(simd, rule),
-            (RowType::Int8, _) => self.of_codec::<S, AsInt8, N>(simd, rule),
-            (_, None) => self.rows::<S, N>(simd),
+    fn of_any_width<S: Simd>(&mut self, simd: S, rule: RowwiseRule) {
+        match self.shape.dim.div_ceil(LANES) {
+            1 => self.vectors::<S, 1>(simd, rule),
+            2 => self.vectors::<S, 2>(simd, rule),
+            3 => self.vectors::<S, 3>(simd, rule),
+            4 => self.vectors::<S, 4>(simd, rule),
+            5 => self.vectors::<S, 5>(simd, rule),
+            6 => self.vectors::<S, 6>(simd, rule),
+            7 => self.vectors::<S, 7>(simd, rule),
+            8 => self.vectors::<S, 8>(simd, rule),
+            _ => self.blocks_in_memory(simd, rule),
+        }
+    }
+
+    /// Rows of the usual widths in registers, others in memory.
+    #[inline(always)]
+    fn of_width<S: Simd, C: Codec>(&mut self, simd: S, rule: RowwiseRule) {
+        match self.shape.dim {
+            16 => self.blocks::<S, C, 1, false>(simd, rule),
+            32 => self.blocks::<S, C, 2, false>(simd, rule),
+            64 => self.blocks::<S, C, 4, false>(simd, rule),
+            128 => self.blocks::<S, C, 8, false>(simd, rule),
+            _ => self.blocks_in_memory(simd, rule),
+        }
+    }
+
+    /// All rows of the piece.
+    #[inline(always)]
+    pub(super) fn rowwise_adagrad<S: Simd>(&mut self, simd: S, rule: RowwiseRule) {
+        match (self.shape.row_type, self.is_random()) {
+            (RowType::Fp32, _) => self.of_any_width(simd, rule),
+            (RowType::Fp16, false) => self.of_width::<S, AsNearestFp16>(simd, rule),
+            (RowType::Fp16, true) => self.of_width::<S, AsRandomFp16>(simd, rule),
+            (RowType::Bf16, false) => self.of_width::<S, AsNearestBf16>(simd, rule),
+            (RowType::Bf16, true) => self.of_width::<S, AsRandomBf16>(simd, rule),
+            // Scale and bias need the whole row.
+            (RowType::Int8, _) => self.blocks_in_memory(simd, rule),
         }
     }
 }

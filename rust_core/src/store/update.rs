@@ -6,8 +6,8 @@ use super::ticket::{Lookup, LookupPlan, TicketId};
 use super::{NonFinite, State, Store};
 use crate::device::Operation;
 use crate::embedding::{
-    Contribution, PlacedLookup, Pooling, Rounding, RowType, Runtime, Slab, Step, coalesce_and_update, count_non_finite,
-    gradient_of_sample_weights, noise_of_table, pool_rows, squared_gradient_norm,
+    Contribution, Noise, PlacedLookup, Pooling, Rounding, RowType, Runtime, Slab, Step, coalesce_and_update,
+    count_non_finite, gradient_of_sample_weights, noise_of_table, pool_rows, squared_gradient_norm,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::tier::split_row_key;
@@ -223,7 +223,7 @@ impl Store {
         // By table, so that the order of the sum is the same whatever shares a slab.
         let tables = pending.chunk_by(|a, b| a.plan.table == b.plan.table).map(|group| {
             let contributions: Vec<Contribution<'_>> =
-                group.iter().map(|entry| entry.placed().contribution(None)).collect();
+                group.iter().map(|entry| entry.placed().contribution()).collect();
             let dim = self.tables[group[0].plan.table].config.dim;
             squared_gradient_norm(self.instructions, &contributions, dim, scratch)
         });
@@ -297,14 +297,13 @@ impl Store {
 }
 
 impl<'a> PlacedGradient<'a> {
-    fn contribution(self, noise: Option<u64>) -> Contribution<'a> {
+    fn contribution(self) -> Contribution<'a> {
         Contribution {
             slots: &self.plan.places,
             offsets: &self.plan.offsets,
             pooling: self.pooled.pooling,
             sample_weights: self.pooled.sample_weights,
             gradients: self.values,
-            noise,
         }
     }
 }
@@ -362,61 +361,39 @@ impl State {
         .with_context("column", first % table.dim))
     }
 
-    /// One optimizer step with these gradients. Tables of one slab share a sort.
+    /// One optimizer step with these gradients, table by table.
     fn apply(&mut self, store: &Store, gradients: &[PlacedGradient<'_>], lr: f32) {
         self.steps += 1;
         let step = Step::new(store.config.optimizer, lr, self.steps);
         let runtime = Runtime { instructions: store.instructions, threads: &store.threads };
-        // Rows that each gradient is the first to touch.
-        let mut rows = vec![0; gradients.len()];
-        let Self { pools, parts, scratch, steps, .. } = self;
-        for (number, pool) in pools.iter_mut().enumerate() {
-            let is_here = |&at: &usize| store.tables[gradients[at].plan.table].pool == number;
-            let here: Vec<usize> = (0..gradients.len()).filter(is_here).collect();
-            let Some(&first) = here.first() else { continue };
-            let contribution = |&at: &usize| {
-                let table = gradients[at].plan.table;
-                let config = &store.tables[table].config;
-                let is_random = config.rounding == Rounding::Stochastic && config.row_type != RowType::Fp32;
-                gradients[at].contribution(is_random.then(|| noise_of_table(store.config.seed, *steps, table)))
-            };
-            let contributions: Vec<Contribution<'_>> = here.iter().map(contribution).collect();
-            let shape = store.tables[gradients[first].plan.table].shape;
-            let mut touched = Vec::new();
-            let has_slots = pool.size().rows() > pool.size().resident_rows;
+        let mut order: Vec<usize> = (0..gradients.len()).collect();
+        // Stable: lookups of one table keep their order.
+        order.sort_by_key(|&at| gradients[at].plan.table);
+        for group in order.chunk_by(|&a, &b| gradients[a].plan.table == gradients[b].plan.table) {
+            let number = gradients[group[0]].plan.table;
+            let table = &store.tables[number];
+            let is_random = table.config.rounding == Rounding::Stochastic && table.config.row_type != RowType::Fp32;
+            let noise = is_random.then(|| noise_of_table(store.config.seed, self.steps, number));
+            let contributions: Vec<Contribution<'_>> = group.iter().map(|&at| gradients[at].contribution()).collect();
+            let Self { pools, parts, scratch, .. } = self;
+            let pool = &mut pools[table.pool];
+            // Resident rows are only counted: there is nothing below that they would be newer than.
+            let mut touched = table.is_pooled.then(Vec::new);
             let (weights, state, keys) = pool.split_mut();
-            let row_of = |contribution: usize, place: u32| {
-                let table = &store.tables[gradients[here[contribution]].plan.table];
-                match keys.of(place) {
-                    Some(key) => {
-                        let (part, row) = split_row_key(key);
-                        parts[part].first_row + row
-                    }
-                    None => table.resident_row(parts, place),
+            let row_of = |place: u32| match keys.of(place) {
+                Some(key) => {
+                    let (part, row) = split_row_key(key);
+                    parts[part].first_row + row
                 }
+                None => table.resident_row(parts, place),
             };
-            let slab = Slab { weights, state, shape };
-            let mut touch = |place, contribution: usize| {
-                touched.push(place);
-                rows[here[contribution]] += 1;
-            };
-            // Resident rows of one lookup are only counted.
-            let is_asked = here.len() > 1 || has_slots;
-            let touch: Option<&mut dyn FnMut(u32, usize)> = if is_asked { Some(&mut touch) } else { None };
-            let count = coalesce_and_update(runtime, &contributions, &step, slab, scratch, &row_of, touch);
-            if !is_asked {
-                rows[first] = count;
-            }
-            touched.into_iter().for_each(|place| pool.mark_dirty(place));
-        }
-        // In the order of the tables, whatever they share.
-        for group in gradients.chunk_by(|a, b| a.plan.table == b.plan.table) {
-            let count: u64 = rows.drain(..group.len()).sum();
-            let table = group[0].plan.table;
-            let shape = store.tables[table].shape;
-            let row_bytes = shape.weight_bytes() + shape.state_floats * size_of::<f32>();
-            self.charge(store, table, Operation::Read, count as usize, row_bytes);
-            self.charge(store, table, Operation::Write, count as usize, row_bytes);
+            let slab = Slab { weights, state, shape: table.shape };
+            let rounding = noise.map(|key| Noise { key, row_of: &row_of });
+            let rows = coalesce_and_update(runtime, &contributions, &step, slab, scratch, rounding, touched.as_mut());
+            touched.into_iter().flatten().for_each(|place| pool.mark_dirty(place));
+            let row_bytes = table.shape.weight_bytes() + table.shape.state_floats * size_of::<f32>();
+            self.charge(store, number, Operation::Read, rows, row_bytes);
+            self.charge(store, number, Operation::Write, rows, row_bytes);
         }
     }
 

@@ -9,10 +9,10 @@ use std::arch::x86_64::{
     _mm512_castsi512_ps, _mm512_cmp_ps_mask, _mm512_cvtepi32_epi8, _mm512_cvtepi32_epi16, _mm512_cvtepi32_ps,
     _mm512_cvtepu8_epi32, _mm512_cvtepu16_epi32, _mm512_cvtph_ps, _mm512_cvtps_epi32, _mm512_cvtps_ph,
     _mm512_cvttps_epi32, _mm512_div_ps, _mm512_extractf32x8_ps, _mm512_fpclass_ps_mask, _mm512_loadu_ps,
-    _mm512_mask_blend_epi32, _mm512_mask_loadu_ps, _mm512_mask_storeu_ps, _mm512_maskz_loadu_ps, _mm512_maskz_mov_ps,
-    _mm512_max_ps, _mm512_min_ps, _mm512_mul_ps, _mm512_mullo_epi32, _mm512_or_si512, _mm512_set1_epi32,
-    _mm512_set1_ps, _mm512_setr_epi32, _mm512_slli_epi32, _mm512_sqrt_ps, _mm512_srli_epi32, _mm512_storeu_ps,
-    _mm512_sub_ps, _mm512_xor_si512,
+    _mm512_mask_blend_epi32, _mm512_mask_loadu_ps, _mm512_mask_storeu_ps, _mm512_maskz_loadu_ps, _mm512_max_ps,
+    _mm512_min_ps, _mm512_mul_ps, _mm512_mullo_epi32, _mm512_or_si512, _mm512_set1_epi32, _mm512_set1_ps,
+    _mm512_setr_epi32, _mm512_slli_epi32, _mm512_sqrt_ps, _mm512_srli_epi32, _mm512_storeu_ps, _mm512_sub_ps,
+    _mm512_xor_si512,
 };
 
 use super::{Kernel, LANES, Simd, prefetch};
@@ -271,11 +271,6 @@ impl Simd for Avx512 {
     #[inline(always)]
     fn store_partial(self, value: __m512, to: &mut [f32]) {
         op!(_mm512_mask_storeu_ps(to.as_mut_ptr(), mask(to.len()), value));
-    }
-
-    #[inline(always)]
-    fn keep_first(self, value: __m512, count: usize) -> __m512 {
-        op!(_mm512_maskz_mov_ps(mask(count), value))
     }
 
     #[inline(always)]

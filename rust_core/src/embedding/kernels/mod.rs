@@ -110,14 +110,6 @@ pub(super) trait Simd: Copy {
         self.load(&sums)
     }
 
-    /// The first `count` lanes, fewer than 16; the others are zero.
-    #[inline(always)]
-    fn keep_first(self, value: Self::V, count: usize) -> Self::V {
-        let mut lanes = [0.0; LANES];
-        self.store_partial(value, &mut lanes[..count]);
-        self.load(&lanes)
-    }
-
     /// As many bytes of floats as there are; the other lanes are zero.
     #[inline(always)]
     fn load_f32_partial(self, from: &[u8]) -> Self::V {
