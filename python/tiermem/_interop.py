@@ -12,11 +12,11 @@ Bytes = npt.NDArray[np.uint8]
 
 
 def bytes_of(tensor: torch.Tensor) -> Bytes:
-    """The memory of a contiguous CPU tensor as uint8; shares it, copies nothing."""
+    """The memory of a contiguous CPU tensor of at least one dimension as uint8; shares it, copies nothing."""
     if tensor.dtype == torch.bfloat16:
         # numpy has no such type.
         tensor = tensor.view(torch.uint8)
-    array: Bytes = tensor.detach().numpy().reshape(-1).view(np.uint8)
+    array: Bytes = (tensor.detach() if tensor.requires_grad else tensor).numpy().view(np.uint8)
     return array
 
 
@@ -26,6 +26,14 @@ def id_vector(name: str, tensor: torch.Tensor) -> torch.Tensor:
     Raises:
         InputError: if it is not an integer vector on the CPU; the message names it.
     """
+    if (
+        tensor.dtype is torch.int64
+        and tensor.is_cpu
+        and tensor.layout is torch.strided
+        and tensor.dim() == 1
+        and tensor.is_contiguous()
+    ):
+        return tensor
     _on_cpu(name, tensor)
     if tensor.dtype not in (torch.int64, torch.int32):
         raise InputError(f"{name} has dtype {tensor.dtype}; ids and offsets are torch.int64 or torch.int32")

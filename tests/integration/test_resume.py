@@ -12,6 +12,7 @@ from tiermem.cli.main import main
 from tiermem.cli.runs import open_store
 from tiermem.config import Experiment
 from tiermem.data import load_dataset
+from tiermem.data.trace_file import TraceReader
 from tiermem.errors import ConfigError
 from tiermem.train import Run, Trainer
 
@@ -232,6 +233,70 @@ def test_export_gives_the_rows_of_the_store(
             expected = store.read_rows(number, 0, 150)[0].numpy()
             assert opened.rows(range(150)).tobytes() == expected.tobytes()
         store.close()
+
+
+@pytest.mark.parametrize(
+    ("row_type", "optimizer"),
+    [("fp16", "adam"), ("bf16", "rowwise_adagrad"), ("int8", "adam"), ("fp16", "lamb")],
+)
+def test_narrow_rows_resume_to_the_same_bits(
+    tiny: Path, tmp_path: Path, row_type: str, optimizer: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The count of steps is in the correction of Adam and in the rounding by chance."""
+    path = tmp_path / "narrow.toml"
+    path.write_text(
+        TINY.replace("dim = 4", f'dim = 4\nrow_type = "{row_type}"').replace(
+            'name = "rowwise_adagrad"', f'name = "{optimizer}"'
+        )
+    )
+    arguments = ["train", "--config", str(path), "--quiet"]
+    assert main([*arguments, "--out", str(tmp_path / "whole")]) == 0
+    out = tmp_path / "run"
+    chosen = ["--set", "train.snapshot_every_steps=5", "--set", "train.keep_latest=99"]
+    assert main([*arguments, *chosen, "--out", str(out)]) == 0
+    assert _quality(out) == _quality(tmp_path / "whole")
+    wide = tmp_path / "wide"
+    assert main(["train", "--config", str(tiny), "--quiet", "--out", str(wide)]) == 0
+    assert _quality(wide)[0] != _quality(out)[0]
+    for step in (5, 10, 20):
+        (out / "record.json").unlink()
+        snapshot = out / "snapshots" / f"step-{step:09d}"
+        assert [table.row_type for table in find_resume_point(snapshot, "").manifest.tables] == [row_type] * 2
+        assert main(["train", "--resume", str(snapshot), "--quiet"]) == 0
+        assert _quality(out) == _quality(tmp_path / "whole"), f"resumed from step {step}"
+        assert _record(out)["results"]["runs"]["synthetic"]["resumed_from_step"] == step
+    capsys.readouterr()
+
+
+def test_a_snapshot_of_another_row_type_is_refused_with_both_named(
+    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    arguments = ["train", "--config", str(tiny), "--quiet", "--set", "train.epochs=1"]
+    arguments += ["--set", "model.row_type=fp16", "--set", "train.snapshot_every_steps=5"]
+    assert main([*arguments, "--out", str(out)]) == 0
+    point = find_resume_point(out, "")
+    other = point.experiment.replace(model={**point.experiment.model.model_dump(), "row_type": "int8"})
+    store = open_store(other, point.manifest.tables)
+    with pytest.raises(ConfigError, match=r"in fp16 .*; the store has .* in int8"):
+        store.load_rows(rows_path(point.snapshot))
+    store.close()
+    path = out / "experiment.json"
+    path.write_text(path.read_text().replace('"row_type": "fp16"', '"row_type": "int8"'))
+    capsys.readouterr()
+    for verb in (["train", "--resume", str(out)], ["export", str(out)]):
+        assert main([*verb, "--quiet"]) == 2
+        message = capsys.readouterr().err
+        assert f'{point.snapshot} has table "table_0" in fp16, {path} has it in int8; one' in message
+        assert message.count("\n") == 1
+
+
+def test_a_captured_trace_has_rows_with_their_state(tiny: Path, tmp_path: Path) -> None:
+    for row_type, nbytes in (("fp32", 16 + 4), ("bf16", 8 + 4), ("int8", 12 + 4)):
+        trace = tmp_path / f"{row_type}.tmtrace"
+        arguments = ["train", "--config", str(tiny), "--quiet", "--set", f"model.row_type={row_type}"]
+        assert main([*arguments, "--out", str(tmp_path / row_type), "--capture-trace", str(trace)]) == 0
+        assert [table.row_bytes for table in TraceReader(trace).tables] == [nbytes] * 2
 
 
 def test_wrong_use_of_resume_ends_in_one_sentence(

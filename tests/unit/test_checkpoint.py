@@ -48,7 +48,7 @@ def _folder(run: Path, keep_latest: int = 2) -> SnapshotFolder:
     return SnapshotFolder(
         run_directory=run,
         experiment_hash=experiment_hash(EXPERIMENT),
-        tables=(TableShape("item", 10, 4),),
+        tables=(TableShape("item", 10, 4, "fp32"),),
         steps=500,
         keep_latest=keep_latest,
     )
@@ -98,7 +98,7 @@ def test_what_was_written_comes_back(run: Path) -> None:
     assert point.experiment == EXPERIMENT
     assert point.snapshot == run / "snapshots" / "step-000000200"
     assert (point.manifest.step, point.manifest.steps) == (200, 500)
-    assert point.manifest.tables == (TableShape("item", 10, 4),)
+    assert point.manifest.tables == (TableShape("item", 10, 4, "fp32"),)
     state = load_state(point.snapshot)
     assert torch.equal(state.pop("weights"), STATE["weights"])  # type: ignore[arg-type]
     assert state == {key: value for key, value in STATE.items() if key != "weights"}
@@ -189,7 +189,7 @@ def test_another_version_is_refused_by_name(run: Path) -> None:
     assert not isinstance(caught.value, CorruptionError)
     path = run / "experiment.json"
     path.write_text(path.read_text().replace('"format_version": 1', '"format_version": 2'))
-    with pytest.raises(TiermemError, match=r"experiment\.json has format version 2.*reads version 1: go on"):
+    with pytest.raises(TiermemError, match=r"experiment\.json has format version 2.*reads version 1: start"):
         find_resume_point(run, COMMAND)
 
 

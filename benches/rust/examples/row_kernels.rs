@@ -5,8 +5,8 @@ use std::time::Instant;
 
 use tiermem_core::backend::AlignedBuffer;
 use tiermem_core::embedding::{
-    Contribution, Instructions, Noise, OptimizerConfig, PlacedLookup, Pooling, RowShape, RowType, Runtime, Scratch, Slab,
-    Step, Threads, coalesce_and_update, pool_rows,
+    Contribution, Instructions, Noise, OptimizerConfig, PlacedLookup, Pooling, RowShape, RowType, Runtime, Scratch,
+    Slab, Step, Threads, coalesce_and_update, pool_rows,
 };
 use tiermem_core::rng;
 
@@ -43,13 +43,8 @@ fn main() {
     while began.elapsed().as_secs_f64() < seconds {
         let slots = &batches[(count % BATCHES) as usize];
         if is_update {
-            let contribution = Contribution {
-                slots,
-                offsets: &offsets,
-                pooling: Pooling::Sum,
-                sample_weights: None,
-                gradients: &out,
-            };
+            let contribution =
+                Contribution { slots, offsets: &offsets, pooling: Pooling::Sum, sample_weights: None, gradients: &out };
             let step = Step::new(OptimizerConfig::rowwise_adagrad(1e-8), 1e-3, 1);
             let slab = Slab { weights: &mut weights, state: state.as_f32_mut(), shape };
             let noise = noise.map(|key| Noise { key, row_of: &|slot| u64::from(slot) });

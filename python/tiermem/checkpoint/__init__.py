@@ -12,10 +12,13 @@ from tiermem.checkpoint.run_directory import (
 )
 from tiermem.checkpoint.snapshot import SnapshotFolder, load_state, rows_path, verify_snapshot
 from tiermem.checkpoint.table_file import TableFile, TableHeader, write_table
+from tiermem.checkpoint.table_rows import NarrowedScales, ScaleType
 
 __all__ = [
     "Manifest",
+    "NarrowedScales",
     "ResumePoint",
+    "ScaleType",
     "SnapshotFolder",
     "TableFile",
     "TableHeader",

@@ -16,11 +16,12 @@ from tiermem.checkpoint.files import (
     chunk_checksums,
     write_synced,
 )
+from tiermem.config import RowType
 from tiermem.errors import CorruptionError, TiermemError
 
 __all__ = ["SNAPSHOT_VERSION", "FileChecksums", "Manifest", "TableShape", "refuse_version"]
 
-SNAPSHOT_VERSION = 1
+SNAPSHOT_VERSION = 2
 _KIND = "tiermem snapshot"
 _HEX_DIGITS = 8
 # The last line holds the checksum of everything before it, in every version.
@@ -36,6 +37,8 @@ class TableShape:
     rows: int
     dim: int
     """Columns."""
+    row_type: RowType
+    """How its weights are stored."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -140,17 +143,24 @@ class Manifest:
         )
 
 
-def refuse_version(path: Path, values: Mapping[str, Any], known: int) -> None:
+def refuse_version(path: Path, values: Mapping[str, Any], known: int, *, make: str = "start the run") -> None:
     """Refuses a document of another version, and says who can read it.
+
+    Args:
+        path: the file.
+        values: the document.
+        known: the version that this package reads.
+        make: how its like is made, as in "start the run anew".
 
     Raises:
         TiermemError: names the file, both versions, and what to do.
     """
     found = values.get("format_version")
     if found != known:
-        writer = values.get("tiermem_version", "of an unknown version")
+        writer, own = values.get("tiermem_version", "of an unknown version"), metadata.version("tiermem")
+        # Between two releases both may call themselves the same.
+        other = "" if writer == own else f"go on with tiermem {writer}, or "
         raise TiermemError(
-            f"{path} has format version {found}, which tiermem {writer} wrote; this is tiermem"
-            f" {metadata.version('tiermem')}, which reads version {known}: go on with tiermem {writer},"
-            " or start the run anew"
+            f"{path} has format version {found}, which tiermem {writer} wrote; this is tiermem {own}, which"
+            f" reads version {known}: {other}{make} anew"
         )

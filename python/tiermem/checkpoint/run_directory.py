@@ -135,6 +135,7 @@ def find_resume_point(path: Path, command: str) -> ResumePoint:
     older = [each for each in snapshots if step_of(each) < step_of(snapshot)]
     experiment = _experiment(run_directory, values)
     manifest = _verify(snapshot, older, command)
+    _refuse_row_type(run_directory, experiment, snapshot, manifest)
     # What the file says, not what it means: a later version has values that this file does not name.
     if manifest.experiment_hash != _hash(values["experiment"]):
         raise ConfigError(
@@ -144,6 +145,16 @@ def find_resume_point(path: Path, command: str) -> ResumePoint:
     return ResumePoint(
         run_directory=run_directory, experiment=experiment, snapshot=snapshot, manifest=manifest
     )
+
+
+def _refuse_row_type(run_directory: Path, experiment: Experiment, snapshot: Path, manifest: Manifest) -> None:
+    expected = experiment.model.row_type
+    for table in manifest.tables:
+        if table.row_type != expected:
+            raise ConfigError(
+                f'{snapshot} has table "{table.name}" in {table.row_type}, {run_directory / _FILE} has it in'
+                f" {expected}; one of them was changed or put there later"
+            )
 
 
 def _verify(snapshot: Path, older: list[Path], command: str) -> Manifest:

@@ -6,8 +6,8 @@ offset  bytes
 12      4             length of the JSON text
 16                    the JSON text (`TableHeader`), then zeros
 4092    4             CRC-32 of the 4,092 bytes before
-4096    rows * 4 * D  weights, float32, row after row, no gaps
-        4 each        CRC-32 of each MiB of the weights; the last may be shorter
+4096    rows * bytes  rows as `tiermem.checkpoint.table_rows` describes them, one after the other, no gaps
+        4 each        CRC-32 of each MiB of the rows; the last may be shorter
         4             CRC-32 of these checksums
 """
 
@@ -20,7 +20,7 @@ import zlib
 from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -35,19 +35,19 @@ from tiermem.checkpoint.files import (
     temporary_path,
 )
 from tiermem.checkpoint.manifest import refuse_version
+from tiermem.checkpoint.table_rows import Rows, ScaleType, decode_rows, row_bytes_of
+from tiermem.config import RowType
 from tiermem.errors import ConfigError, CorruptionError, InputError
 
 __all__ = ["TABLE_VERSION", "TableFile", "TableHeader", "write_table"]
 
-TABLE_VERSION = 1
+TABLE_VERSION = 2
 _MAGIC = b"TMTABLE\0"
 _HEADER_BYTES = 4096
 _FIXED = struct.Struct("<8sII")
 _TEXT_BYTES_MAX = _HEADER_BYTES - _FIXED.size - 4
 _MODE = 0o444
 _NAME = re.compile(r".+\.tmtable")
-
-Rows = npt.NDArray[np.float32]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,7 +62,10 @@ class TableHeader:
     """Training steps that its weights have seen."""
     experiment_hash: str
     """SHA-256 of the configuration that it was trained with."""
-    dtype: str = "float32"
+    row_type: RowType = "fp32"
+    """How rows are stored; `TableFile` gives float32 whatever it is."""
+    scale_type: ScaleType | None = None
+    """How scale and bias of a row are stored: for int8 rows, which have them, and for no others."""
     row_bytes: int = 0
     header_bytes: int = _HEADER_BYTES
     """Offset of row 0."""
@@ -74,7 +77,13 @@ class TableHeader:
     """The package that wrote it."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "row_bytes", 4 * self.dim)
+        for setting, value, choices in (
+            ("row_type", self.row_type, get_args(RowType)),
+            ("scale_type", self.scale_type, get_args(ScaleType) if self.row_type == "int8" else (None,)),
+        ):
+            if value not in choices:
+                raise ConfigError(f'{setting} of table "{self.name}" is "{value}"; use one of {choices}')
+        object.__setattr__(self, "row_bytes", row_bytes_of(self.row_type, self.scale_type, self.dim))
         object.__setattr__(self, "footer_offset", self.header_bytes + self.rows * self.row_bytes)
 
     @property
@@ -117,7 +126,7 @@ class TableHeader:
             raise CorruptionError(f"{path} has changed between offset 0 and offset {_HEADER_BYTES - 1}")
         length = _FIXED.unpack_from(block)[2]
         values: dict[str, Any] = json.loads(block[_FIXED.size : _FIXED.size + length])
-        refuse_version(path, values, TABLE_VERSION)
+        refuse_version(path, values, TABLE_VERSION, make="export the table")
         del values["format_version"]
         return cls(**values)
 
@@ -151,13 +160,13 @@ class _ChunkSums:
         return sums + struct.pack("<I", zlib.crc32(sums))
 
 
-def write_table(path: Path, header: TableHeader, chunks: Iterable[Rows]) -> None:
+def write_table(path: Path, header: TableHeader, chunks: Iterable[npt.NDArray[Any]]) -> None:
     """Writes a table whole or not at all, in chunks; an earlier file of that name is replaced.
 
     Args:
         path: the file.
         header: what it is.
-        chunks: all rows in order, float32 [n, D] at a time.
+        chunks: all rows in order, n at a time: [n, D] of the row type, or uint8 [n, bytes of a row].
 
     Raises:
         DeviceError: if it cannot be written; nothing half-written is left behind.
@@ -171,8 +180,8 @@ def write_table(path: Path, header: TableHeader, chunks: Iterable[Rows]) -> None
                 file.write(header.pack())
                 sums, rows = _ChunkSums(header.chunk_bytes), 0
                 for chunk in chunks:
-                    assert chunk.shape[1] == header.dim, "chunks have the columns of the table"  # noqa: S101
-                    data = np.ascontiguousarray(chunk, dtype="<f4")
+                    data = np.ascontiguousarray(chunk).view(np.uint8)
+                    assert data.shape[1] == header.row_bytes, "chunks are as the header says"  # noqa: S101
                     rows += len(data)
                     file.write(data.data)
                     sums.add(data.data.cast("B"))
@@ -213,16 +222,16 @@ class TableFile:
         self.path = Path(path)
         self.header = TableHeader.read(self.path)
         check_length(self.path, self.header.file_bytes)
-        shape = (self.header.rows, self.header.dim)
-        self._rows: Rows = np.memmap(
-            self.path, dtype="<f4", mode="r", offset=self.header.header_bytes, shape=shape
+        shape = (self.header.rows, self.header.row_bytes)
+        self._rows: npt.NDArray[np.uint8] = np.memmap(
+            self.path, dtype=np.uint8, mode="r", offset=self.header.header_bytes, shape=shape
         )
 
     def __len__(self) -> int:
         return self.header.rows
 
     def rows(self, ids: npt.ArrayLike) -> Rows:
-        """Copies of some rows: float32 [n, D].
+        """Copies of some rows: float32 [n, D], whatever the row type is.
 
         Args:
             ids: integers [n], in any order, as often as one likes.
@@ -238,7 +247,8 @@ class TableFile:
             raise InputError(
                 f'id {wrong[0]} is not a row of table "{self.header.name}", which has {len(self)} rows'
             )
-        return np.array(self._rows[wanted.astype(np.int64)], dtype=np.float32)
+        stored = np.asarray(self._rows[wanted.astype(np.int64)])
+        return decode_rows(stored, self.header.row_type, self.header.scale_type)
 
     def verify(self) -> None:
         """Reads the file through.

@@ -4,11 +4,17 @@ import argparse
 import dataclasses
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tiermem.cli.common import Output, add_output_options
+from tiermem.config import RowType
+from tiermem.errors import ConfigError
 from tiermem.report import Table
 from tiermem.units import format_bytes
+
+if TYPE_CHECKING:
+    from tiermem.checkpoint import ScaleType, TableHeader
+    from tiermem.embedding import EmbeddingStore
 
 __all__ = ["add"]
 
@@ -26,21 +32,43 @@ def add(verbs: "argparse._SubParsersAction[Any]") -> None:
         help="a run directory (its last snapshot), or one of its snapshots",
     )
     parser.add_argument("--out", metavar="DIR", help="where the files go (default: RUN_DIR/export)")
+    parser.add_argument(
+        "--scales",
+        choices=("fp16", "fp32"),
+        help="scale and bias of int8 rows: fp16, 4 bytes a row (default), or fp32, 8 bytes as in training",
+    )
     add_output_options(parser)
     parser.set_defaults(run=_run)
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Written:
+    """A table that was exported."""
+
+    path: Path
+    header: "TableHeader"
+    errors: dict[str, float]
+    """What narrower scales did to its weights; empty if nothing was narrowed."""
+
+    def row(self) -> tuple[str, ...]:
+        """Its line of the printed table, errors apart."""
+        header = self.header
+        return (
+            header.name,
+            f"{header.rows:,}",
+            str(header.dim),
+            header.row_type,
+            format_bytes(header.file_bytes),
+        )
+
+
 def _run(options: argparse.Namespace) -> int:
     output = Output(options)
-    from tiermem.checkpoint import (  # noqa: PLC0415 (loads torch)
-        TableHeader,
-        find_resume_point,
-        rows_path,
-        write_table,
-    )
+    from tiermem.checkpoint import TableHeader, find_resume_point, rows_path  # noqa: PLC0415 (loads torch)
     from tiermem.cli.runs import open_store  # noqa: PLC0415 (loads torch and the extension)
 
     point = find_resume_point(Path(options.run_directory), "tiermem export")
+    scale_type = _scale_type(options.scales, point.experiment.model.row_type)
     folder = Path(options.out) if options.out is not None else point.run_directory / "export"
     store = open_store(point.experiment, point.manifest.tables)
     written = []
@@ -48,27 +76,61 @@ def _run(options: argparse.Namespace) -> int:
         store.load_rows(rows_path(point.snapshot))
         for number, table in enumerate(point.manifest.tables):
             header = TableHeader(
-                name=table.name,
-                rows=table.rows,
-                dim=table.dim,
+                **dataclasses.asdict(table),
+                scale_type=scale_type,
                 step=point.manifest.step,
                 experiment_hash=point.manifest.experiment_hash,
             )
             path = folder / _file_name(number, table.name)
             output.line(f"{table.name}: {table.rows:,} rows of {table.dim} columns to {path}")
-            write_table(path, header, (weights.numpy() for _, weights, _ in store.rows(number)))
-            written.append((path, header))
+            written.append(_Written(path, header, _write(path, header, store, number)))
     finally:
         store.close()
-    rows = tuple(
-        (header.name, f"{header.rows:,}", str(header.dim), format_bytes(header.file_bytes), str(path))
-        for path, header in written
-    )
-    title = f"Tables after step {point.manifest.step} of {point.manifest.steps}"
-    output.table(Table(title, ("table", "rows", "columns", "size", "file"), rows))
-    tables = [{"path": str(path), **dataclasses.asdict(header)} for path, header in written]
+    output.table(_table(written, f"Tables after step {point.manifest.step} of {point.manifest.steps}"))
+    tables = [{"path": str(each.path), **dataclasses.asdict(each.header), **each.errors} for each in written]
     output.document({"snapshot": str(point.snapshot), "step": point.manifest.step, "tables": tables})
     return 0
+
+
+def _scale_type(asked: "ScaleType | None", row_type: RowType) -> "ScaleType | None":
+    if row_type == "int8":
+        return asked or "fp16"
+    if asked is not None:
+        raise ConfigError(
+            f"--scales goes with int8 rows; those of this run are {row_type} and have no scales"
+        )
+    return None
+
+
+def _write(path: Path, header: "TableHeader", store: "EmbeddingStore", number: int) -> dict[str, float]:
+    """Streams one table into its file; gives the errors of what was narrowed."""
+    from tiermem._interop import bytes_of  # noqa: PLC0415 (loads torch)
+    from tiermem.checkpoint import NarrowedScales, write_table  # noqa: PLC0415 (loads torch)
+
+    stored = (bytes_of(weights).reshape(len(weights), -1) for _, weights, _ in store.stored_rows(number))
+    if header.scale_type != "fp16":
+        write_table(path, header, stored)
+        return {}
+    scales = NarrowedScales(header.name)
+    write_table(path, header, (scales.narrow(rows) for rows in stored))
+    return {"max_abs_error": scales.max_abs_error, "mean_abs_error": scales.mean_abs_error}
+
+
+def _table(written: list[_Written], title: str) -> Table:
+    names = list(dict.fromkeys(name for each in written for name in each.errors))
+    head = (
+        "table",
+        "rows",
+        "columns",
+        "row type",
+        "size",
+        *(name.replace("_", " ") for name in names),
+        "file",
+    )
+    rows = (
+        (*each.row(), *(f"{each.errors[name]:.3g}" for name in names), str(each.path)) for each in written
+    )
+    return Table(title, head, tuple(rows))
 
 
 def _file_name(number: int, table: str) -> str:

@@ -11,10 +11,10 @@ from tiermem.config import Config, Experiment
 from tiermem.data import Dataset, load_dataset
 from tiermem.data.accesses import TraceTable
 from tiermem.data.trace_file import TraceWriter
-from tiermem.embedding import EmbeddingStore, TableConfig
+from tiermem.embedding import EmbeddingStore
 from tiermem.report import chrome_trace, chrome_trace_text
 from tiermem.results import canonical, record, write_text
-from tiermem.train import Run, Trainer
+from tiermem.train import Run, Trainer, table_configs
 
 __all__ = ["capture_run", "open_store", "run_record", "train_run", "write_timeline"]
 
@@ -56,8 +56,10 @@ def capture_run(
 ) -> tuple[Dataset, Run]:
     """`train_run` that also writes the accesses of its training steps to a trace."""
     dataset = load_dataset(experiment.data, experiment.seed)
-    row_bytes = experiment.model.dim * 4
-    tables = tuple(TraceTable(column.name, column.rows, row_bytes) for column in dataset.sparse)
+    # A row moves between tiers with its optimizer state.
+    state_bytes = 4 * experiment.train.optimizer.state_floats(experiment.model.dim)
+    configs = table_configs(experiment.model, ((column.name, column.rows) for column in dataset.sparse))
+    tables = tuple(TraceTable(table.name, table.rows, table.weight_bytes + state_bytes) for table in configs)
     origin = f"captured from training on {dataset.name}, seed {experiment.seed}"
     with TraceWriter(path, tables, origin=origin) as writer, output.progress(name) as progress:
         trainer = Trainer(
@@ -88,7 +90,7 @@ def write_timeline(path: Path, run: Run) -> None:
 def open_store(experiment: Experiment, tables: Sequence[TableShape]) -> EmbeddingStore:
     """A store like the one of a training run, for copying rows: nobody waits in it."""
     return EmbeddingStore(
-        [TableConfig(name=table.name, rows=table.rows, dim=table.dim) for table in tables],
+        table_configs(experiment.model, ((table.name, table.rows) for table in tables)),
         hierarchy=experiment.effective_hierarchy().replace(clock="virtual"),
         optimizer=experiment.train.optimizer,
         seed=experiment.seed,

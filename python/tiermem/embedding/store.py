@@ -176,7 +176,8 @@ class EmbeddingStore:
                 if self.mode != "sum":
                     raise InputError('sample weights go with a sum; use mode="sum"')
             views.append((lookup.table, bytes_of(ids), bytes_of(offsets)))
-            kept.append(Lookup(lookup.table, ids, offsets, weights))
+            is_kept = ids is lookup.ids and offsets is lookup.offsets
+            kept.append(lookup if is_kept else Lookup(lookup.table, ids, offsets, weights))
         return views, kept
 
     def wait(self, ticket: Ticket) -> None:

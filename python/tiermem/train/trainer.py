@@ -15,7 +15,7 @@ from tiermem.checkpoint import ResumePoint, SnapshotFolder, TableShape, experime
 from tiermem.config import Experiment
 from tiermem.data import Batch, Dataset, batches
 from tiermem.data.accesses import Bags
-from tiermem.embedding import Lookup, TableConfig, Ticket, TieredEmbeddingBagCollection
+from tiermem.embedding import Lookup, Ticket, TieredEmbeddingBagCollection
 from tiermem.embedding.table import StageTimes
 from tiermem.errors import ConfigError
 from tiermem.models import DLRM
@@ -23,6 +23,7 @@ from tiermem.perf import dense_cost
 from tiermem.train.metrics import Scores, score
 from tiermem.train.run import Run, StepTimes
 from tiermem.train.state import data_checksum, restore, state_of
+from tiermem.train.tables import table_configs
 
 __all__ = ["Progress", "Trainer"]
 
@@ -76,18 +77,8 @@ class Trainer:
         self.epoch_shuffler_state = self.shuffler.bit_generator.state
         self.position = 0
         self.epoch_loss = 0.0
-        tables = [
-            TableConfig(
-                name=column.name,
-                rows=column.rows,
-                dim=experiment.model.dim,
-                row_type=experiment.model.row_type,
-                rounding=experiment.model.rounding,
-            )
-            for column in dataset.sparse
-        ]
         self.bags = TieredEmbeddingBagCollection(
-            tables,
+            table_configs(experiment.model, ((column.name, column.rows) for column in dataset.sparse)),
             hierarchy=hierarchy,
             optimizer=self.train.optimizer,
             fused_in_backward=True,
@@ -246,7 +237,9 @@ class Trainer:
             experiment_hash=experiment_hash(self.experiment)
             if resume is None
             else resume.manifest.experiment_hash,
-            tables=tuple(TableShape(table.name, table.rows, table.dim) for table in self.store.tables),
+            tables=tuple(
+                TableShape(table.name, table.rows, table.dim, table.row_type) for table in self.store.tables
+            ),
             steps=self.steps,
             keep_latest=self.train.keep_latest,
         )

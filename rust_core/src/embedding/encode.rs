@@ -39,6 +39,14 @@ pub fn noise_of_table(seed: u64, step: u64, table: usize) -> u64 {
 /// Stores 16 columns in so many bytes.
 pub(super) trait Encoder<const BYTES: usize>: Copy {
     fn store<S: Simd>(self, simd: S, value: S::V, column: usize, to: &mut [u8; BYTES]);
+
+    /// Stores fewer columns.
+    #[inline(always)]
+    fn store_partial<S: Simd>(self, simd: S, value: S::V, column: usize, to: &mut [u8]) {
+        let mut bytes = [0; BYTES];
+        self.store(simd, value, column, &mut bytes);
+        to.copy_from_slice(&bytes[..to.len()]);
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -56,6 +64,11 @@ impl Encoder<64> for WholeFp32 {
     #[inline(always)]
     fn store<S: Simd>(self, simd: S, value: S::V, _column: usize, to: &mut [u8; 64]) {
         simd.store_f32(value, to);
+    }
+
+    #[inline(always)]
+    fn store_partial<S: Simd>(self, simd: S, value: S::V, _column: usize, to: &mut [u8]) {
+        simd.store_f32_partial(value, to);
     }
 }
 
@@ -98,9 +111,7 @@ fn encode<S: Simd, const BYTES: usize>(simd: S, encoder: impl Encoder<BYTES>, va
         if let Some(full) = rest.first_chunk_mut() {
             encoder.store(simd, value, column, full);
         } else {
-            let mut bytes = [0; BYTES];
-            encoder.store(simd, value, column, &mut bytes);
-            rest.copy_from_slice(&bytes[..rest.len()]);
+            encoder.store_partial(simd, value, column, rest);
         }
     }
 }
@@ -215,4 +226,206 @@ pub fn encode_rows(
 ) {
     let shape = RowShape { row_type, dim, state_floats: 0 };
     instructions.run(Encode { shape, values, noise, rows });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::decode_rows;
+    use super::*;
+    use proptest::prelude::*;
+
+    /// The values of all halves from 0 up; behind the last finite one what would follow it.
+    fn halves() -> Vec<f64> {
+        let value = |half: i32| match (half >> 10, f64::from(half & 0x3ff)) {
+            (0, mantissa) => mantissa * 2f64.powi(-24),
+            (exponent, mantissa) => (1.0 + mantissa / 1024.0) * 2f64.powi(exponent - 15),
+        };
+        (0..=0x7c00).map(value).collect()
+    }
+
+    /// The last half that is no larger, without its sign.
+    fn half_below(halves: &[f64], value: f32) -> usize {
+        halves.partition_point(|&half| half <= f64::from(value.abs())) - 1
+    }
+
+    fn sign_of(value: f32) -> u16 {
+        u16::from(value.is_sign_negative()) << 15
+    }
+
+    /// Which of two neighbours, `below` and the next one, is nearer.
+    fn nearest(value: f32, below: u16, (down, up): (f64, f64)) -> u16 {
+        let (down, up) = (f64::from(value.abs()) - down, up - f64::from(value.abs()));
+        sign_of(value) | (below + u16::from(down > up || (down == up && below % 2 == 1)))
+    }
+
+    fn nearest_half(halves: &[f64], value: f32) -> u16 {
+        let below = half_below(halves, value);
+        nearest(value, below as u16, (halves[below], halves.get(below + 1).copied().unwrap_or(f64::INFINITY)))
+    }
+
+    fn neighbours_in_bf16(value: f32) -> (f64, f64) {
+        let [down, up] = [0, 1].map(|add| f32::from_bits(((value.abs().to_bits() >> 16) + add) << 16));
+        (f64::from(down), if up.is_finite() { f64::from(up) } else { 2f64.powi(128) })
+    }
+
+    /// 32 bits of noise, as documented.
+    fn noise(key: u64, element: u32) -> u32 {
+        let mut x = (key as u32).wrapping_add(element.wrapping_mul(0x9e37_79b9));
+        x = (x ^ x >> 16).wrapping_mul(0x7feb_352d);
+        x = (x ^ x >> 15).wrapping_mul(0x846c_a68b);
+        (x ^ x >> 16) ^ (key >> 32) as u32
+    }
+
+    fn random_half(halves: &[f64], value: f32, noise: u32) -> u16 {
+        let exponent = (value.to_bits() >> 23 & 0xff) as i32 - 127;
+        let unit = 2f32.powi((exponent - 10).clamp(-24, 5));
+        let sum = value.abs() + (noise >> 19) as f32 / 8192.0 * unit;
+        sign_of(value) | half_below(halves, sum).min(0x7bff) as u16
+    }
+
+    fn encoded(instructions: Instructions, row_type: RowType, values: &[f32], noise: Option<u64>) -> Vec<u8> {
+        let mut row = vec![0xaa; row_type.row_bytes(values.len())];
+        encode_rows(instructions, row_type, values.len(), values, noise, &mut row);
+        row
+    }
+
+    fn shorts(row: &[u8]) -> Vec<u16> {
+        row.as_chunks().0.iter().map(|two| u16::from_le_bytes(*two)).collect()
+    }
+
+    fn decoded(instructions: Instructions, row_type: RowType, dim: usize, row: &[u8]) -> Vec<f32> {
+        let mut values = vec![7.0; dim];
+        decode_rows(instructions, row_type, dim, row, &mut values);
+        values
+    }
+
+    /// Any bits, ordinary values, and those at and next to the middle of two neighbours.
+    fn values() -> impl Strategy<Value = Vec<f32>> {
+        let next_to = |bits: u32, delta: u32| f32::from_bits(bits.wrapping_add(delta).wrapping_sub(1));
+        let value = prop_oneof![
+            any::<u32>().prop_map(f32::from_bits),
+            -4f32..4.0,
+            (0x3_3000u32..0x4_8000, 0u32..3).prop_map(move |(n, delta)| next_to(n << 12, delta)),
+            (0u32..0x2_0000, 0u32..3).prop_map(move |(n, delta)| next_to(n << 15, delta)),
+            (0u32..2100, 0u32..3).prop_map(move |(n, delta)| -next_to((n as f32 / 33_554_432.0).to_bits(), delta)),
+            prop::sample::select(&[0.0, -0.0, f32::INFINITY, f32::NEG_INFINITY, f32::NAN, 65_504.0, 65_520.0]),
+        ];
+        prop::collection::vec(value, 1..70)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(400) })]
+        #[test]
+        fn halves_are_rounded_as_documented(values in values(), key: u64) {
+            let halves = halves();
+            let expected = |value: f32, noise: u32| {
+                let (bits, upper) = (value.to_bits(), (value.to_bits() >> 16) as u16);
+                if !value.is_finite() {
+                    // A NaN is quiet and keeps the bits that there is room for.
+                    let half = sign_of(value) | 0x7c00 | (bits >> 13 & 0x3ff) as u16;
+                    let [half, upper] = if value.is_nan() { [half | 0x200, upper | 0x40] } else { [half, upper] };
+                    return [half, half, upper, upper];
+                }
+                let bf16 = nearest(value, upper & 0x7fff, neighbours_in_bf16(value));
+                let random_bf16 = (bits + (noise >> 16)) >> 16;
+                [nearest_half(&halves, value), random_half(&halves, value, noise), bf16, random_bf16 as u16]
+            };
+            for instructions in Instructions::all() {
+                let found = |row_type, noise| shorts(&encoded(instructions, row_type, &values, noise));
+                let [fp16, bf16] = [RowType::Fp16, RowType::Bf16].map(|of| [found(of, None), found(of, Some(key))]);
+                for (column, &value) in values.iter().enumerate() {
+                    let found = [fp16[0][column], fp16[1][column], bf16[0][column], bf16[1][column]];
+                    let expected = expected(value, noise(key, column as u32));
+                    prop_assert_eq!(found, expected, "{} at {:?}", value, instructions);
+                }
+            }
+        }
+
+        #[test]
+        fn codes_are_rounded_as_documented(values in values(), key: u64, is_tame: bool, is_random: bool) {
+            let values: Vec<f32> = values.into_iter().filter(|value| !is_tame || value.abs() < 1e6).collect();
+            prop_assume!(!values.is_empty());
+            let (low, high) = values.iter().fold((values[0], values[0]), |(a, b), &v| (a.min(v), b.max(v)));
+            let is_finite = values.iter().all(|value| value.is_finite()) && (high - low).is_finite();
+            let (scale, noise_key) = ((high - low) / 255.0, is_random.then_some(key));
+            // A scale that has no inverse makes a row constant.
+            let inverse = if (1.0 / scale).is_finite() { 1.0 / scale } else { 0.0 };
+            let expected = encoded(Instructions::all()[0], RowType::Int8, &values, noise_key);
+            for instructions in Instructions::all() {
+                let row = encoded(instructions, RowType::Int8, &values, noise_key);
+                prop_assert_eq!(&row, &expected);
+                let decoded = decoded(instructions, RowType::Int8, values.len(), &row);
+                for (column, (&value, &found)) in values.iter().zip(&decoded).enumerate() {
+                    prop_assert_eq!(found.is_nan(), !is_finite);
+                    if !is_finite {
+                        continue;
+                    }
+                    let noise = (noise(key, column as u32) >> 8) as f32 / 16_777_216.0;
+                    let scaled = (value - low) * inverse;
+                    let code = if is_random { (scaled + noise).floor() } else { scaled.round_ties_even() };
+                    prop_assert_eq!(f32::from(row[column]), code.clamp(0.0, 255.0));
+                    let steps = if is_random { 1.0 } else { 0.5 };
+                    let rounding = f64::from(low.abs().max(high.abs())) * 2f64.powi(-22);
+                    let largest = f64::from(scale) * (steps + 1e-4) + rounding;
+                    prop_assert!(inverse == 0.0 || (f64::from(found) - f64::from(value)).abs() <= largest);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn constant_rows_of_codes_are_exact() {
+        for value in [0.0, -3.7, 1e-45, f32::MAX, 1.0 / 3.0] {
+            for (noise, instructions) in [None, Some(3)].into_iter().zip(Instructions::all()) {
+                let row = encoded(instructions, RowType::Int8, &[value; 37], noise);
+                assert!(decoded(instructions, RowType::Int8, 37, &row) == [value; 37]);
+            }
+        }
+    }
+
+    #[test]
+    fn every_half_is_its_value_and_comes_back() {
+        let (halves, all): (_, Vec<u16>) = (halves(), (0..=u16::MAX).collect());
+        let row: Vec<u8> = all.iter().flat_map(|half| half.to_le_bytes()).collect();
+        for (instructions, noise) in Instructions::all().into_iter().flat_map(|of| [(of, None), (of, Some(1))]) {
+            let values = decoded(instructions, RowType::Fp16, all.len(), &row);
+            let back = shorts(&encoded(instructions, RowType::Fp16, &values, noise));
+            for ((&half, &value), &back) in all.iter().zip(&values).zip(&back) {
+                assert_eq!(half & 0x8000, sign_of(value));
+                match usize::from(half & 0x7fff) {
+                    0x7c00 => assert!(value.is_infinite()),
+                    0x7c01.. => assert!(value.is_nan()),
+                    magnitude => assert!(f64::from(value.abs()) == halves[magnitude], "{half:x} is {value}"),
+                }
+                assert_eq!(back, if value.is_nan() { half | 0x200 } else { half }, "{half:x} is {value}");
+            }
+        }
+    }
+
+    #[test]
+    fn rounding_at_random_is_to_a_neighbour_and_right_on_average() {
+        let (halves, best) = (halves(), Instructions::best());
+        let ordinary = [0.0, -1.5, 1.0 / 3.0, -1.000_488_3, 1.999_999_9, 2.000_001, 1023.9, -65_503.0];
+        let small = [3e-5, -6.103_515e-5, 6.103_6e-5, 5.9e-8, -2e-8, 1e-8, 9.87e-7f32];
+        for value in ordinary.into_iter().chain(small) {
+            let below = half_below(&halves, value);
+            let of_fp16 = (RowType::Fp16, (halves[below], halves[below + 1]));
+            for (row_type, (down, up)) in [of_fp16, (RowType::Bf16, neighbours_in_bf16(value))] {
+                let (mut ups, count) = (0, 30_000.0);
+                for key in 0..100 {
+                    let row = encoded(best, row_type, &[value; 300], Some(rng::stream(5, key)));
+                    for found in decoded(best, row_type, 300, &row) {
+                        let magnitude = f64::from(found.abs());
+                        assert_eq!(sign_of(found), sign_of(value));
+                        assert!(magnitude == down || magnitude == up, "{found} is no neighbour of {value}");
+                        ups += u32::from(magnitude == up);
+                    }
+                }
+                let share = (f64::from(value.abs()) - down) / (up - down);
+                let error = (share * (1.0 - share) / count).sqrt();
+                let found = f64::from(ups) / count;
+                assert!((found - share).abs() <= 4.0 * error, "{value} goes up in {found}, not {share}");
+            }
+        }
+    }
 }

@@ -8,7 +8,7 @@ use std::ops::Range;
 use serde::Deserialize;
 
 use super::columns::{at, columns, put};
-use super::kernels::{Instructions, Kernel, LANES, Simd};
+use super::kernels::{Instructions, Kernel, LANES, LINE_BYTES, Simd};
 use super::row_type::{Bf16, Fp16, Fp32, Int8, RowShape, RowType, Stored, stored_at, stored_columns};
 
 /// Bytes of rows that are asked for before they are used: a third of the smallest first-level cache of today.
@@ -138,20 +138,26 @@ fn pool_block<S: Simd, R: Stored, const N: usize, const TAIL: bool>(
     column: usize,
     out: &mut [f32],
 ) {
-    let lookup = bag.lookup;
+    let (lookup, nbytes) = (bag.lookup, bag.row_bytes);
+    let (weights, slots) = (lookup.weights, lookup.slots);
     let columns = (column, lookup.shape.dim);
+    // Rows are asked for in the first pass over them.
+    let begin = if column == 0 { bag.positions.start + bag.rows_ahead } else { slots.len() };
+    let later = &slots[begin.min(slots.len())..];
+    let factors = lookup.sample_weights.map(|factors| &factors[bag.positions.clone()]);
     let mut sums = [simd.splat(0.0); N];
-    if let Some(factors) = lookup.sample_weights {
-        for position in bag.positions.clone() {
-            bag.prefetch(simd, position, column);
-            let factor = simd.splat(factors[position]);
-            add_row::<S, R, N, TAIL>(simd, bag.row(position), Some(factor), columns, &mut sums);
+    for (at, &slot) in slots[bag.positions.clone()].iter().enumerate() {
+        if let Some(&later) = later.get(at) {
+            let start = later as usize * nbytes;
+            simd.prefetch_lines(&weights[start..start + nbytes], (N * LANES * R::COLUMN_BYTES).div_ceil(LINE_BYTES));
         }
-    } else {
-        for position in bag.positions.clone() {
-            bag.prefetch(simd, position, column);
-            add_row::<S, R, N, TAIL>(simd, bag.row(position), None, columns, &mut sums);
-        }
+        let start = slot as usize * nbytes;
+        let row = &weights[start..start + nbytes];
+        let factor = match factors {
+            Some(factors) => Some(simd.splat(factors[at])),
+            None => None,
+        };
+        add_row::<S, R, N, TAIL>(simd, row, factor, columns, &mut sums);
     }
     for (vector, sum) in sums.into_iter().enumerate() {
         put(simd, bag.finish(simd, sum), out, column + vector * LANES);
@@ -193,12 +199,63 @@ fn pool<S: Simd, R: Stored>(simd: S, job: Pool<'_>) {
     }
 }
 
+/// As `pool` for rows of `N` vectors and `BYTES` bytes without sample weights: the compiler knows how long a row is.
+#[inline(always)]
+fn pool_exact<S: Simd, R: Stored, const N: usize, const BYTES: usize>(simd: S, job: Pool<'_>) {
+    let Pool { lookup, outputs, out } = job;
+    let (rows, _) = lookup.weights.as_chunks::<BYTES>();
+    let rows_ahead = rows_ahead(BYTES);
+    let slots = lookup.slots;
+    for (output, out) in outputs.zip(out.chunks_exact_mut(N * LANES)) {
+        let positions = lookup.pooling.positions(lookup.offsets, output, slots.len());
+        let count = positions.len();
+        let later = &slots[(positions.start + rows_ahead).min(slots.len())..];
+        let mut sums = [simd.splat(0.0); N];
+        for (at, &slot) in slots[positions].iter().enumerate() {
+            if let Some(&later) = later.get(at) {
+                simd.prefetch(&rows[later as usize]);
+            }
+            let row = &rows[slot as usize];
+            for (vector, sum) in sums.iter_mut().enumerate() {
+                *sum = simd.add(*sum, R::load(simd, R::extra(simd, &[], 0), &row[vector * LANES * R::COLUMN_BYTES..]));
+            }
+        }
+        if lookup.pooling == Pooling::Mean && count > 1 {
+            let count = simd.splat(count as f32);
+            for sum in &mut sums {
+                *sum = simd.div(*sum, count);
+            }
+        }
+        for (lanes, &sum) in out.as_chunks_mut().0.iter_mut().zip(&sums) {
+            simd.store(sum, lanes);
+        }
+    }
+}
+
 impl Kernel for Pool<'_> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        match self.lookup.shape.row_type {
+        let RowShape { row_type, dim, .. } = self.lookup.shape;
+        if self.lookup.sample_weights.is_none() && S::BLOCK >= 8 {
+            match (row_type, dim) {
+                (RowType::Fp32, 16) => return pool_exact::<S, Fp32, 1, 64>(simd, self),
+                (RowType::Fp32, 32) => return pool_exact::<S, Fp32, 2, 128>(simd, self),
+                (RowType::Fp32, 48) => return pool_exact::<S, Fp32, 3, 192>(simd, self),
+                (RowType::Fp32, 64) => return pool_exact::<S, Fp32, 4, 256>(simd, self),
+                (RowType::Fp32, 96) => return pool_exact::<S, Fp32, 6, 384>(simd, self),
+                (RowType::Fp32, 128) => return pool_exact::<S, Fp32, 8, 512>(simd, self),
+                (RowType::Fp16, 32) => return pool_exact::<S, Fp16, 2, 64>(simd, self),
+                (RowType::Fp16, 64) => return pool_exact::<S, Fp16, 4, 128>(simd, self),
+                (RowType::Fp16, 128) => return pool_exact::<S, Fp16, 8, 256>(simd, self),
+                (RowType::Bf16, 32) => return pool_exact::<S, Bf16, 2, 64>(simd, self),
+                (RowType::Bf16, 64) => return pool_exact::<S, Bf16, 4, 128>(simd, self),
+                (RowType::Bf16, 128) => return pool_exact::<S, Bf16, 8, 256>(simd, self),
+                _ => {}
+            }
+        }
+        match row_type {
             RowType::Fp32 => pool::<S, Fp32>(simd, self),
             RowType::Fp16 => pool::<S, Fp16>(simd, self),
             RowType::Bf16 => pool::<S, Bf16>(simd, self),

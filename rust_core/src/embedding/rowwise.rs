@@ -62,9 +62,7 @@ fn store_vectors<S: Simd, const N: usize, const BYTES: usize, const TAIL: bool>(
         for (vector, (to, &value)) in full.iter_mut().zip(values).enumerate() {
             encoder.store(simd, value, vector * LANES, to);
         }
-        let mut bytes = [0; BYTES];
-        encoder.store(simd, values[N - 1], (N - 1) * LANES, &mut bytes);
-        rest.copy_from_slice(&bytes[..rest.len()]);
+        encoder.store_partial(simd, values[N - 1], (N - 1) * LANES, rest);
         return;
     }
     let full: &mut [[u8; BYTES]; N] = full.first_chunk_mut().expect("a row has all its columns");

@@ -13,7 +13,7 @@ use std::arch::x86_64::{
     _mm256_sqrt_ps, _mm256_srl_epi32, _mm256_srli_epi32, _mm256_storeu_ps, _mm256_sub_ps, _mm256_xor_si256,
 };
 
-use super::{Kernel, LANES, Simd, prefetch};
+use super::{Kernel, LANES, LINE_BYTES, Simd, prefetch};
 
 /// Exists only where the processor has AVX2 and F16C.
 #[derive(Debug, Clone, Copy)]
@@ -287,6 +287,12 @@ impl Simd for Avx2 {
     #[inline(always)]
     fn prefetch(self, row: &[u8]) {
         prefetch(row.as_ptr(), row.len());
+    }
+
+    #[inline(always)]
+    fn prefetch_lines(self, row: &[u8], lines: usize) {
+        prefetch(row.as_ptr(), lines * LINE_BYTES);
+        prefetch(row.as_ptr().wrapping_add(row.len()).wrapping_sub(1), 1);
     }
 
     #[inline(always)]

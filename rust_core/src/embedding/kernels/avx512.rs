@@ -15,7 +15,7 @@ use std::arch::x86_64::{
     _mm512_xor_si512,
 };
 
-use super::{Kernel, LANES, Simd, prefetch};
+use super::{Kernel, LANES, LINE_BYTES, Simd, prefetch};
 
 /// Exists only where the processor has AVX-512 F, BW, DQ and VL, and F16C.
 #[derive(Debug, Clone, Copy)]
@@ -258,6 +258,12 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
+    fn prefetch_lines(self, row: &[u8], lines: usize) {
+        prefetch(row.as_ptr(), lines * LINE_BYTES);
+        prefetch(row.as_ptr().wrapping_add(row.len()).wrapping_sub(1), 1);
+    }
+
+    #[inline(always)]
     fn prefetch_floats(self, row: &[f32]) {
         prefetch(row.as_ptr().cast(), size_of_val(row));
     }
@@ -271,6 +277,12 @@ impl Simd for Avx512 {
     #[inline(always)]
     fn store_partial(self, value: __m512, to: &mut [f32]) {
         op!(_mm512_mask_storeu_ps(to.as_mut_ptr(), mask(to.len()), value));
+    }
+
+    #[inline(always)]
+    fn store_f32_partial(self, value: __m512, to: &mut [u8]) {
+        let mask = mask(to.len() / size_of::<f32>());
+        op!(_mm512_mask_storeu_ps(to.as_mut_ptr().cast(), mask, value));
     }
 
     #[inline(always)]

@@ -20,8 +20,7 @@ use crate::error::{Error, ErrorKind, Result};
 pub const LANES: usize = 16;
 
 /// Bytes of a cache line.
-#[cfg(target_arch = "x86_64")]
-const LINE_BYTES: usize = 64;
+pub(super) const LINE_BYTES: usize = 64;
 
 /// A vector of 16 floats or 16 unsigned integers. Methods take a token that exists only where the processor has the
 /// instructions. `min` and `max` give their second argument if the two are equal or any is not a number.
@@ -81,6 +80,8 @@ pub(super) trait Simd: Copy {
 
     /// Asks for the cache lines of `row`.
     fn prefetch(self, row: &[u8]);
+    /// Asks for so many cache lines from the first of `row` on, and for its last.
+    fn prefetch_lines(self, row: &[u8], lines: usize);
     /// Asks for the cache lines of `row`.
     fn prefetch_floats(self, row: &[f32]);
 
@@ -108,6 +109,14 @@ pub(super) trait Simd: Copy {
             *sum = self.sum(vector);
         }
         self.load(&sums)
+    }
+
+    /// As many bytes of floats as there is room for.
+    #[inline(always)]
+    fn store_f32_partial(self, value: Self::V, to: &mut [u8]) {
+        let mut bytes = [0; 64];
+        self.store_f32(value, &mut bytes);
+        to.copy_from_slice(&bytes[..to.len()]);
     }
 
     /// As many bytes of floats as there are; the other lanes are zero.

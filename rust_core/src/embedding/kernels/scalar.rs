@@ -227,6 +227,9 @@ impl Simd for Scalar {
     fn prefetch(self, _row: &[u8]) {}
 
     #[inline(always)]
+    fn prefetch_lines(self, _row: &[u8], _lines: usize) {}
+
+    #[inline(always)]
     fn prefetch_floats(self, _row: &[f32]) {}
 }
 
