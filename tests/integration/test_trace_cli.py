@@ -359,7 +359,7 @@ def test_a_training_writes_what_it_looks_up(tmp_path: Path, capsys: pytest.Captu
     experiment = Experiment.load("demo-tiering", list(values))
     columns = load_dataset(experiment.data, experiment.seed).sparse
     assert [(table.name, table.rows, table.row_bytes) for table in reader.tables] == [
-        (column.name, 3000, experiment.model.dim * 4) for column in columns
+        (column.name, 3000, experiment.model.dim * 4 + 4) for column in columns
     ]
     batches = list(reader)
     # One epoch in recorded order: batches of 256, 256 and 188 samples.

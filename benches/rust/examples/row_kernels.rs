@@ -1,5 +1,5 @@
 //! One kernel over and over, for profilers: `cargo run --release -p tiermem-benches --example row_kernels -- pool|update TYPE
-//! nearest|stochastic ROWS SECONDS`. 20,480 skewed ids in bags of 10, 64 columns, row-wise `AdaGrad`.
+//! nearest|stochastic ROWS BATCHES`. 20,480 skewed ids in bags of 10, 64 columns, row-wise `AdaGrad`.
 
 use std::time::Instant;
 
@@ -22,7 +22,7 @@ fn main() {
     let row_type: RowType = serde_json::from_value(argument(2, "fp32").into()).expect("fp32, fp16, bf16 or int8");
     let noise = (argument(3, "nearest") == "stochastic").then_some(7);
     let rows: usize = argument(4, "1000000").parse().expect("a number of rows");
-    let seconds: f64 = argument(5, "2").parse().expect("seconds");
+    let repeated: u64 = argument(5, "5000").parse().expect("a number of batches");
     let shape = RowShape { row_type, dim: DIM, state_floats: 1 };
     let mut weights = AlignedBuffer::zeroed(rows * shape.weight_bytes());
     let mut state = AlignedBuffer::zeroed(rows * 4);
@@ -39,8 +39,8 @@ fn main() {
     let mut out = vec![1e-3f32; offsets.len() * DIM];
     let (threads, instructions) = (Threads::new(1).expect("one thread"), Instructions::best());
     let mut scratch = Scratch::default();
-    let (began, mut count) = (Instant::now(), 0u64);
-    while began.elapsed().as_secs_f64() < seconds {
+    let began = Instant::now();
+    for count in 0..repeated {
         let slots = &batches[(count % BATCHES) as usize];
         if is_update {
             let contribution =
@@ -61,9 +61,8 @@ fn main() {
             };
             pool_rows(instructions, lookup, 0..offsets.len(), &mut out);
         }
-        count += 1;
     }
-    let per_batch = began.elapsed().as_secs_f64() / count as f64;
+    let per_batch = began.elapsed().as_secs_f64() / repeated as f64;
     #[expect(clippy::print_stdout, reason = "a command prints")]
     {
         println!("{:.1} us a batch, {:.2} ns an id", per_batch * 1e6, per_batch * 1e9 / IDS as f64);

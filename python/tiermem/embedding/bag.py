@@ -80,6 +80,8 @@ class TieredEmbeddingBag(nn.Module):
             "dtype": dtype not in (None, torch.float32),
             "device": device is not None and torch.device(device).type != "cpu",
         }
+        if mode not in ("sum", "mean"):
+            raise ConfigError(f'mode "{mode}" is not supported by a bag; use "sum" or "mean"')
         for name, is_refused in refused.items():
             if is_refused:
                 raise ConfigError(f"{name} is not supported by a tiered bag; leave it at its default")

@@ -16,7 +16,7 @@ from tiermem.config import Hierarchy, OptimizerConfig, Placement
 from tiermem.embedding.autograd import PooledUse, pooled_lookup
 from tiermem.embedding.optim import RowOptimizer
 from tiermem.embedding.store import EmbeddingStore
-from tiermem.embedding.table import Lookup, Mode, NonFinite, TableConfig, Ticket
+from tiermem.embedding.table import STORED_AS, Lookup, Mode, NonFinite, TableConfig, Ticket
 from tiermem.errors import ConfigError
 from tiermem.stats import StoreStats
 
@@ -228,14 +228,22 @@ class TieredEmbeddingBagCollection(nn.Module):
         """Replaces all rows by those of a state dict.
 
         Raises:
-            ConfigError: if tables or shapes differ.
+            ConfigError: if tables, shapes or row types differ; no row has changed then.
         """
         names = [table.name for table in self.store.tables]
+        if sorted(state) != ["steps", "tables"]:
+            raise ConfigError(f'a state has "steps" and "tables", this one has {sorted(state)}')
         tables = state["tables"]
         if sorted(tables) != sorted(names):
             raise ConfigError(f"the state has tables {sorted(tables)}; this collection has {sorted(names)}")
         for position, name in enumerate(names):
             _check_rows(self.store, position, *tables[name])
+            table = self.store.tables[position]
+            if (dtype := tables[name][0].dtype) != STORED_AS[table.row_type]:
+                raise ConfigError(
+                    f'table "{name}" of the state has rows of {dtype}; here they are {table.row_type},'
+                    f" which is {STORED_AS[table.row_type]}"
+                )
         for position, name in enumerate(names):
             load_rows(self.store, position, *tables[name])
         self.store.steps = state["steps"]

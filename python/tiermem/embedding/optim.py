@@ -6,7 +6,7 @@ from typing import Any, overload
 import torch
 
 from tiermem.embedding.store import EmbeddingStore
-from tiermem.errors import ConfigError
+from tiermem.errors import ConfigError, InputError
 
 __all__ = ["RowOptimizer"]
 
@@ -61,8 +61,11 @@ class RowOptimizer(torch.optim.Optimizer):
         Raises:
             ConfigError: if gradients are applied inside backward.
         """
+        if not max_norm >= 0:
+            raise InputError(f"max_norm must not be negative, got {max_norm}")
         norm = self.grad_norm()
-        if norm > max_norm:
+        # A norm that is not a number makes every gradient one, as torch does.
+        if not norm <= max_norm:
             # Torch's rule.
             self.scale_grad_(max_norm / (norm + 1e-6))
         return norm

@@ -62,6 +62,8 @@ class EmbeddingStore:
         seed: int = 1,
         gate: _core.Gate | None = None,
     ) -> None:
+        if not isinstance(optimizer, get_args(get_args(OptimizerConfig)[0])):
+            raise ConfigError(f"the optimizer is one like tm.SGD(lr=0.1), got {optimizer!r}")
         if mode not in get_args(Mode):
             raise ConfigError(f'mode "{mode}" is not supported; use "sum", "mean" or "none"')
         threads = torch.get_num_threads() if threads is None else threads
@@ -109,6 +111,8 @@ class EmbeddingStore:
 
     @steps.setter
     def steps(self, steps: int) -> None:
+        if not 0 <= steps < 2**63:
+            raise InputError(f"steps are counted from 0, got {steps}")
         self._core.set_steps(steps)
 
     @property
@@ -227,12 +231,16 @@ class EmbeddingStore:
         return tuple(outs)
 
     def _new_out(self, lookup: Lookup) -> torch.Tensor:
-        return new_float(
-            len(lookup.ids if self.mode == "none" else lookup.offsets), self.tables[lookup.table].dim
-        )
+        return new_float(*self._out_shape(lookup))
+
+    def _out_shape(self, lookup: Lookup) -> tuple[int, int]:
+        rows = lookup.ids if self.mode == "none" else lookup.offsets
+        return rows.shape[0], self.tables[lookup.table].dim
 
     def backward(self, ticket: Ticket, position: int, gradients: torch.Tensor, *, lr: float | None) -> None:
         """Takes the gradient float32 [B, D] of a lookup: applied at once with `lr`, kept without."""
+        if not 0 <= position < len(ticket.lookups):
+            raise InputError(f"the ticket has {len(ticket.lookups)} lookups; there is no number {position}")
         every: list[torch.Tensor | None] = [None] * len(ticket.lookups)
         every[position] = gradients
         self.backward_all(ticket, every, lr=lr)
@@ -251,13 +259,22 @@ class EmbeddingStore:
         Raises:
             InputError: for a wrong shape or dtype; nothing was changed or kept.
         """
-        sides = [
-            (position, bytes_of(float_rows("gradients", gradient)), _weights(ticket.lookups[position]))
-            for position, gradient in enumerate(gradients)
-            if gradient is not None
-        ]
+        if len(gradients) != len(ticket.lookups):
+            raise InputError(f"there are {len(gradients)} gradients for {len(ticket.lookups)} lookups")
+        sides = []
+        for position, (lookup, gradient) in enumerate(zip(ticket.lookups, gradients, strict=True)):
+            if gradient is None:
+                continue
+            if gradient.shape != (expected := self._out_shape(lookup)):
+                raise InputError(
+                    f"the gradient of lookup {position} is {list(gradient.shape)};"
+                    f" its output is {list(expected)}"
+                )
+            sides.append((position, bytes_of(float_rows("gradients", gradient)), _weights(lookup)))
         if not sides:
             return
+        if lr is not None:
+            _check_lr(lr)
         began_ns = self.now_ns()
         if lr is None:
             ticket._core.accumulate(sides, mode=self.mode)
@@ -281,7 +298,12 @@ class EmbeddingStore:
         return out
 
     def step(self, lr: float) -> None:
-        """Applies all kept gradients, in order of (batch, lookup, bag, position): one update a row."""
+        """Applies all kept gradients, in order of (batch, lookup, bag, position): one update a row.
+
+        Raises:
+            InputError: for a learning rate that is negative or not finite.
+        """
+        _check_lr(lr)
         began_ns = self.now_ns()
         self._core.step(lr)
         self.times.update_ns += self.now_ns() - began_ns
@@ -348,7 +370,15 @@ class EmbeddingStore:
         """Replaces rows `start ..` by weights float32 [n, D], and state float32 [n, S] or zero.
 
         In a type of fewer bits each weight becomes the nearest value.
+
+        Raises:
+            InputError: for another shape or dtype.
         """
+        config = self.tables[table]
+        if weights.dim() != 2 or weights.shape[1] != config.dim:
+            raise InputError(
+                f'rows of table "{config.name}" are [n, {config.dim}]; the weights are {list(weights.shape)}'
+            )
         self._write(table, start, float_rows("weights", weights), state, stored=False)
 
     def write_stored_rows(
@@ -440,3 +470,8 @@ def _not_negative(start: int, count: int) -> int:
     if start < 0 or count < 0:
         raise InputError(f"rows to copy start at {start} and are {count}; neither may be negative")
     return count
+
+
+def _check_lr(lr: float) -> None:
+    if not 0 <= lr < float("inf"):
+        raise InputError(f"a learning rate is finite and not negative, got {lr}")

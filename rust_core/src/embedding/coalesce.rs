@@ -94,10 +94,7 @@ impl Update<'_, '_> {
         if let Some(slots) = &mut self.piece.touched.slots {
             slots.push(slot);
         }
-        match self.noise {
-            Some(noise) => Some(noise_of_row(noise.key, (noise.row_of)(slot))),
-            None => None,
-        }
+        self.noise.map(|noise| noise_of_row(noise.key, (noise.row_of)(slot)))
     }
 
     /// Whether rows are rounded at random.
@@ -192,7 +189,7 @@ pub fn coalesce_and_update(
 ) -> usize {
     let Slab { mut weights, mut state, shape } = slab;
     let occurrences = Occurrences::of(contributions, shape.dim);
-    let keys = occurrences.sort(scratch);
+    let keys = occurrences.sort(scratch, runtime.threads);
     let pieces = if runtime.threads.count() == 1 { 1 } else { runtime.threads.count() * PIECES_PER_THREAD };
     let mut all = Vec::with_capacity(pieces);
     let (mut begin, mut first) = (0, 0);
@@ -248,14 +245,14 @@ impl Kernel for Norms<'_> {
 /// The sum of the squares of the gradients of all rows, each summed over its occurrences first. Rows are added in the
 /// order of their first occurrence, which no placement changes.
 pub fn squared_gradient_norm(
-    instructions: Instructions,
+    runtime: Runtime<'_>,
     contributions: &[Contribution<'_>],
     dim: usize,
     scratch: &mut Scratch,
 ) -> f64 {
     let occurrences = Occurrences::of(contributions, dim);
-    let keys = occurrences.sort(scratch);
-    let mut norms = instructions.run(Norms { occurrences: &occurrences, keys, dim });
+    let keys = occurrences.sort(scratch, runtime.threads);
+    let mut norms = runtime.instructions.run(Norms { occurrences: &occurrences, keys, dim });
     norms.sort_unstable_by_key(|&(occurrence, _)| occurrence);
     norms.iter().map(|&(_, norm)| f64::from(norm)).sum()
 }

@@ -229,6 +229,7 @@ pub fn encode_rows(
 }
 
 #[cfg(test)]
+#[expect(clippy::float_cmp, reason = "bits are the subject")]
 mod tests {
     use super::super::decode_rows;
     use super::*;
@@ -249,18 +250,13 @@ mod tests {
     }
 
     fn sign_of(value: f32) -> u16 {
-        u16::from(value.is_sign_negative()) << 15
+        (value.to_bits() >> 16) as u16 & 0x8000
     }
 
     /// Which of two neighbours, `below` and the next one, is nearer.
     fn nearest(value: f32, below: u16, (down, up): (f64, f64)) -> u16 {
         let (down, up) = (f64::from(value.abs()) - down, up - f64::from(value.abs()));
         sign_of(value) | (below + u16::from(down > up || (down == up && below % 2 == 1)))
-    }
-
-    fn nearest_half(halves: &[f64], value: f32) -> u16 {
-        let below = half_below(halves, value);
-        nearest(value, below as u16, (halves[below], halves.get(below + 1).copied().unwrap_or(f64::INFINITY)))
     }
 
     fn neighbours_in_bf16(value: f32) -> (f64, f64) {
@@ -278,8 +274,7 @@ mod tests {
 
     fn random_half(halves: &[f64], value: f32, noise: u32) -> u16 {
         let exponent = (value.to_bits() >> 23 & 0xff) as i32 - 127;
-        let unit = 2f32.powi((exponent - 10).clamp(-24, 5));
-        let sum = value.abs() + (noise >> 19) as f32 / 8192.0 * unit;
+        let sum = value.abs() + (noise >> 19) as f32 / 8192.0 * 2f32.powi((exponent - 10).clamp(-24, 5));
         sign_of(value) | half_below(halves, sum).min(0x7bff) as u16
     }
 
@@ -299,15 +294,18 @@ mod tests {
         values
     }
 
-    /// Any bits, ordinary values, and those at and next to the middle of two neighbours.
+    /// Any bits, ordinary values, and those at and next to a neighbour or the middle of two.
     fn values() -> impl Strategy<Value = Vec<f32>> {
-        let next_to = |bits: u32, delta: u32| f32::from_bits(bits.wrapping_add(delta).wrapping_sub(1));
+        let next_to = |(bits, delta): (u32, u32)| f32::from_bits(bits.wrapping_add(delta).wrapping_sub(1));
+        let middle = prop_oneof![
+            (0x3_3000u32..0x4_8000).prop_map(|n| n << 12),
+            (0u32..0x2_0000).prop_map(|n| n << 15),
+            (0u32..2100).prop_map(|n| (n as f32 / -33_554_432.0).to_bits()),
+        ];
         let value = prop_oneof![
             any::<u32>().prop_map(f32::from_bits),
             -4f32..4.0,
-            (0x3_3000u32..0x4_8000, 0u32..3).prop_map(move |(n, delta)| next_to(n << 12, delta)),
-            (0u32..0x2_0000, 0u32..3).prop_map(move |(n, delta)| next_to(n << 15, delta)),
-            (0u32..2100, 0u32..3).prop_map(move |(n, delta)| -next_to((n as f32 / 33_554_432.0).to_bits(), delta)),
+            (middle, 0u32..3).prop_map(next_to),
             prop::sample::select(&[0.0, -0.0, f32::INFINITY, f32::NEG_INFINITY, f32::NAN, 65_504.0, 65_520.0]),
         ];
         prop::collection::vec(value, 1..70)
@@ -320,31 +318,32 @@ mod tests {
             let halves = halves();
             let expected = |value: f32, noise: u32| {
                 let (bits, upper) = (value.to_bits(), (value.to_bits() >> 16) as u16);
+                // A NaN is quiet and keeps the bits that there is room for.
                 if !value.is_finite() {
-                    // A NaN is quiet and keeps the bits that there is room for.
                     let half = sign_of(value) | 0x7c00 | (bits >> 13 & 0x3ff) as u16;
                     let [half, upper] = if value.is_nan() { [half | 0x200, upper | 0x40] } else { [half, upper] };
                     return [half, half, upper, upper];
                 }
+                let (below, random_bf16) = (half_below(&halves, value), (bits + (noise >> 16)) >> 16);
+                let fp16 = nearest(value, below as u16, (halves[below], *halves.get(below + 1).unwrap_or(&f64::MAX)));
                 let bf16 = nearest(value, upper & 0x7fff, neighbours_in_bf16(value));
-                let random_bf16 = (bits + (noise >> 16)) >> 16;
-                [nearest_half(&halves, value), random_half(&halves, value, noise), bf16, random_bf16 as u16]
+                [fp16, random_half(&halves, value, noise), bf16, random_bf16 as u16]
             };
             for instructions in Instructions::all() {
                 let found = |row_type, noise| shorts(&encoded(instructions, row_type, &values, noise));
                 let [fp16, bf16] = [RowType::Fp16, RowType::Bf16].map(|of| [found(of, None), found(of, Some(key))]);
                 for (column, &value) in values.iter().enumerate() {
                     let found = [fp16[0][column], fp16[1][column], bf16[0][column], bf16[1][column]];
-                    let expected = expected(value, noise(key, column as u32));
-                    prop_assert_eq!(found, expected, "{} at {:?}", value, instructions);
+                    prop_assert_eq!(found, expected(value, noise(key, column as u32)), "{} {:?}", value, instructions);
                 }
             }
         }
 
         #[test]
         fn codes_are_rounded_as_documented(values in values(), key: u64, is_tame: bool, is_random: bool) {
-            let values: Vec<f32> = values.into_iter().filter(|value| !is_tame || value.abs() < 1e6).collect();
+            let mut values: Vec<f32> = values.into_iter().filter(|value| !is_tame || value.abs() < 1e6).collect();
             prop_assume!(!values.is_empty());
+            if key % 8 == 0 { values = vec![values[0]; values.len()]; }
             let (low, high) = values.iter().fold((values[0], values[0]), |(a, b), &v| (a.min(v), b.max(v)));
             let is_finite = values.iter().all(|value| value.is_finite()) && (high - low).is_finite();
             let (scale, noise_key) = ((high - low) / 255.0, is_random.then_some(key));
@@ -366,65 +365,35 @@ mod tests {
                     prop_assert_eq!(f32::from(row[column]), code.clamp(0.0, 255.0));
                     let steps = if is_random { 1.0 } else { 0.5 };
                     let rounding = f64::from(low.abs().max(high.abs())) * 2f64.powi(-22);
-                    let largest = f64::from(scale) * (steps + 1e-4) + rounding;
-                    prop_assert!(inverse == 0.0 || (f64::from(found) - f64::from(value)).abs() <= largest);
+                    let largest = f64::from(scale) * (steps + 1e-4) + if low == high { 0.0 } else { rounding };
+                    let error = (f64::from(found) - f64::from(value)).abs();
+                    prop_assert!(error <= largest || (inverse == 0.0 && low < high));
                 }
-            }
-        }
-    }
-
-    #[test]
-    fn constant_rows_of_codes_are_exact() {
-        for value in [0.0, -3.7, 1e-45, f32::MAX, 1.0 / 3.0] {
-            for (noise, instructions) in [None, Some(3)].into_iter().zip(Instructions::all()) {
-                let row = encoded(instructions, RowType::Int8, &[value; 37], noise);
-                assert!(decoded(instructions, RowType::Int8, 37, &row) == [value; 37]);
-            }
-        }
-    }
-
-    #[test]
-    fn every_half_is_its_value_and_comes_back() {
-        let (halves, all): (_, Vec<u16>) = (halves(), (0..=u16::MAX).collect());
-        let row: Vec<u8> = all.iter().flat_map(|half| half.to_le_bytes()).collect();
-        for (instructions, noise) in Instructions::all().into_iter().flat_map(|of| [(of, None), (of, Some(1))]) {
-            let values = decoded(instructions, RowType::Fp16, all.len(), &row);
-            let back = shorts(&encoded(instructions, RowType::Fp16, &values, noise));
-            for ((&half, &value), &back) in all.iter().zip(&values).zip(&back) {
-                assert_eq!(half & 0x8000, sign_of(value));
-                match usize::from(half & 0x7fff) {
-                    0x7c00 => assert!(value.is_infinite()),
-                    0x7c01.. => assert!(value.is_nan()),
-                    magnitude => assert!(f64::from(value.abs()) == halves[magnitude], "{half:x} is {value}"),
-                }
-                assert_eq!(back, if value.is_nan() { half | 0x200 } else { half }, "{half:x} is {value}");
             }
         }
     }
 
     #[test]
     fn rounding_at_random_is_to_a_neighbour_and_right_on_average() {
-        let (halves, best) = (halves(), Instructions::best());
+        let (halves, best, count) = (halves(), Instructions::best(), 30_000.0);
         let ordinary = [0.0, -1.5, 1.0 / 3.0, -1.000_488_3, 1.999_999_9, 2.000_001, 1023.9, -65_503.0];
         let small = [3e-5, -6.103_515e-5, 6.103_6e-5, 5.9e-8, -2e-8, 1e-8, 9.87e-7f32];
         for value in ordinary.into_iter().chain(small) {
             let below = half_below(&halves, value);
-            let of_fp16 = (RowType::Fp16, (halves[below], halves[below + 1]));
-            for (row_type, (down, up)) in [of_fp16, (RowType::Bf16, neighbours_in_bf16(value))] {
-                let (mut ups, count) = (0, 30_000.0);
+            let neighbours = [(halves[below], halves[below + 1]), neighbours_in_bf16(value)];
+            for (row_type, (down, up)) in [RowType::Fp16, RowType::Bf16].into_iter().zip(neighbours) {
+                let mut ups = 0;
                 for key in 0..100 {
                     let row = encoded(best, row_type, &[value; 300], Some(rng::stream(5, key)));
                     for found in decoded(best, row_type, 300, &row) {
-                        let magnitude = f64::from(found.abs());
-                        assert_eq!(sign_of(found), sign_of(value));
+                        let magnitude = f64::from(found * 1f32.copysign(value));
                         assert!(magnitude == down || magnitude == up, "{found} is no neighbour of {value}");
                         ups += u32::from(magnitude == up);
                     }
                 }
                 let share = (f64::from(value.abs()) - down) / (up - down);
                 let error = (share * (1.0 - share) / count).sqrt();
-                let found = f64::from(ups) / count;
-                assert!((found - share).abs() <= 4.0 * error, "{value} goes up in {found}, not {share}");
+                assert!((f64::from(ups) / count - share).abs() <= 4.0 * error, "{ups} times up from {value}");
             }
         }
     }

@@ -153,6 +153,7 @@ fn pool_block<S: Simd, R: Stored, const N: usize, const TAIL: bool>(
         }
         let start = slot as usize * nbytes;
         let row = &weights[start..start + nbytes];
+        #[expect(clippy::manual_map, reason = "a closure would be compiled without the instructions")]
         let factor = match factors {
             Some(factors) => Some(simd.splat(factors[at])),
             None => None,

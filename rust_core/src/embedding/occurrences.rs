@@ -3,6 +3,7 @@
 use super::kernels::Simd;
 use super::lookup::Pooling;
 use super::sort::{Pairs, sort_by_slot};
+use super::threads::Threads;
 
 /// The gradient of one pooled lookup: B outputs over L positions.
 #[derive(Debug, Clone, Copy)]
@@ -86,8 +87,8 @@ impl<'a> Occurrences<'a> {
     }
 
     /// All occurrences, sorted by slot; equal slots keep their order.
-    pub(super) fn sort<'s>(&self, scratch: &'s mut Scratch) -> &'s [u64] {
-        sort_by_slot(self, &mut scratch.keys, &mut scratch.other);
+    pub(super) fn sort<'s>(&self, scratch: &'s mut Scratch, threads: &Threads) -> &'s [u64] {
+        sort_by_slot(self, &mut scratch.keys, &mut scratch.other, threads);
         &scratch.keys
     }
 
@@ -127,7 +128,7 @@ impl Pairs for Occurrences<'_> {
     }
 
     fn largest(&self) -> u32 {
-        self.contributions.iter().flat_map(|of| of.slots.iter().max()).max().copied().unwrap_or(0)
+        self.contributions.iter().filter_map(|of| of.slots.iter().max()).max().copied().unwrap_or(0)
     }
 
     #[inline]

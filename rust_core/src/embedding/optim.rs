@@ -181,7 +181,7 @@ pub(super) struct RowwiseRule {
 impl RowwiseRule {
     /// The accumulators with the squares of this step.
     #[inline(always)]
-    pub(super) fn accumulate<S: Simd>(self, simd: S, squares: S::V, states: S::V, dim: usize) -> S::V {
+    pub(super) fn accumulate<S: Simd>(simd: S, squares: S::V, states: S::V, dim: usize) -> S::V {
         simd.add(states, simd.div(squares, simd.splat(dim as f32)))
     }
 

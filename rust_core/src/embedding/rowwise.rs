@@ -127,7 +127,7 @@ impl Update<'_, '_> {
         for (state, &key) in states.iter_mut().zip(first_keys) {
             *state = self.row(slot_of(key)).1[0];
         }
-        let sums = rule.accumulate(simd, simd.sum_each(squares), simd.load(&states), self.shape.dim);
+        let sums = RowwiseRule::accumulate(simd, simd.sum_each(squares), simd.load(&states), self.shape.dim);
         simd.store(sums, &mut states);
         for (&state, &key) in states.iter().zip(first_keys) {
             self.row(slot_of(key)).1[0] = state;

@@ -3,8 +3,9 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
+use super::lookup::{QueuedIds, QueuedLookup};
 use super::parts::{Part, Place, Table};
-use super::ticket::{Arrival, LookupPlan, QueuedIds, QueuedLookup};
+use super::ticket::{Arrival, LookupPlan};
 use super::{State, Store};
 use crate::cache::{GROUP, WINDOW_BATCHES_MAX};
 use crate::error::{Error, ErrorKind, Result};

@@ -10,6 +10,7 @@ mod compact;
 mod config;
 #[cfg(all(test, feature = "shuttle"))]
 mod interleavings;
+mod lookup;
 mod lower;
 mod open;
 mod parts;
@@ -25,10 +26,11 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, PoisonError};
 
 pub use config::{Budget, ClockMode, HomeLayout, NonFinite, PartConfig, StoreConfig, TierConfig};
+pub use lookup::Lookup;
 pub use open::BackendWrapper;
 pub use snapshot::verify_rows;
 pub use stats::{MemoryReport, StoreStats, TableStats, TierStats, Timeline};
-pub use ticket::{Lookup, TicketId};
+pub use ticket::TicketId;
 pub use update::{Gathered, Gradient, Pooled};
 
 use crate::clock::Clock;

@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use super::ticket::{Lookup, LookupPlan, TicketId};
+use super::lookup::Lookup;
+use super::ticket::{LookupPlan, TicketId};
 use super::{NonFinite, State, Store};
 use crate::device::Operation;
 use crate::embedding::{
@@ -219,13 +220,14 @@ impl Store {
     pub fn gradient_norm(&self) -> Result<f64> {
         let mut state = self.lock()?;
         let State { pending, scratch, .. } = &mut *state;
+        let runtime = Runtime { instructions: self.instructions, threads: &self.threads };
         pending.sort_by_key(|entry| (entry.plan.table, entry.ticket, entry.lookup));
         // By table, so that the order of the sum is the same whatever shares a slab.
         let tables = pending.chunk_by(|a, b| a.plan.table == b.plan.table).map(|group| {
             let contributions: Vec<Contribution<'_>> =
                 group.iter().map(|entry| entry.placed().contribution()).collect();
             let dim = self.tables[group[0].plan.table].config.dim;
-            squared_gradient_norm(self.instructions, &contributions, dim, scratch)
+            squared_gradient_norm(runtime, &contributions, dim, scratch)
         });
         Ok(libm::sqrt(tables.sum()))
     }
@@ -278,7 +280,7 @@ impl Store {
         let expected = outputs * table.dim;
         if len != expected {
             let of = if pooled.pooling == Pooling::None { "ids" } else { "bags" };
-            return place(format!("rows have {len} values; {outputs} {of} of {} columns have {expected}", table.dim));
+            return place(format!("there are {len} values; {outputs} {of} of {} columns have {expected}", table.dim));
         }
         if let Some(weights) = pooled.sample_weights {
             if weights.len() != plan.places.len() {

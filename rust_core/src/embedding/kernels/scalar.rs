@@ -275,3 +275,35 @@ fn f16_from_f32(value: f32, toward_zero: bool) -> u16 {
     let up = !toward_zero && (cut > half || (cut == half && kept & 1 == 1));
     sign | (kept + u32::from(up)) as u16
 }
+
+#[cfg(test)]
+#[expect(clippy::float_cmp, reason = "conversions are exact")]
+mod tests {
+    use crate::embedding::{Instructions, RowType, decode_rows, encode_rows};
+
+    #[test]
+    fn every_half_is_its_value_and_comes_back() {
+        let all: Vec<u16> = (0..=u16::MAX).collect();
+        let row: Vec<u8> = all.iter().flat_map(|half| half.to_le_bytes()).collect();
+        let (mut values, mut back) = (vec![7.0; all.len()], row.clone());
+        for (instructions, noise) in Instructions::all().into_iter().flat_map(|of| [(of, None), (of, Some(1))]) {
+            back.fill(0xaa);
+            decode_rows(instructions, RowType::Fp16, all.len(), &row, &mut values);
+            encode_rows(instructions, RowType::Fp16, all.len(), &values, noise, &mut back);
+            for ((&half, &value), back) in all.iter().zip(&values).zip(back.as_chunks().0) {
+                let sign = if half >> 15 == 1 { -1.0 } else { 1.0 };
+                let magnitude = match (i32::from(half >> 10 & 0x1f), f64::from(half & 0x3ff)) {
+                    (0, mantissa) => mantissa * 2f64.powi(-24),
+                    (31, mantissa) if mantissa > 0.0 => f64::NAN,
+                    (31, _) => f64::INFINITY,
+                    (exponent, mantissa) => (1.0 + mantissa / 1024.0) * 2f64.powi(exponent - 15),
+                };
+                let expected = sign * magnitude;
+                assert_eq!(half >> 15 == 1, value.is_sign_negative());
+                assert!(f64::from(value) == expected || (value.is_nan() && expected.is_nan()), "{half:x} is {value}");
+                let quiet = if value.is_nan() { 0x200 } else { 0 };
+                assert_eq!(u16::from_le_bytes(*back), half | quiet, "{half:x} is {value} at {instructions:?}");
+            }
+        }
+    }
+}
