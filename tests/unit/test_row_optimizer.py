@@ -261,6 +261,7 @@ def test_rows_as_they_are_and_their_gradients_are_those_of_an_embedding(dtype: t
     [
         (torch.zeros(12, DIM, dtype=torch.float64), "gradients has dtype torch.float64"),
         (torch.zeros(12, DIM, dtype=torch.bfloat16), "gradients has dtype torch.bfloat16"),
+        (torch.zeros(DIM, 12), r"its output is \[12, 20\]"),
         (torch.zeros(11, DIM), r"its output is \[12, 20\]"),
         (torch.zeros(12, DIM + 1), r"its output is \[12, 20\]"),
         (torch.zeros(12 * BAG, DIM), r"its output is \[12, 20\]"),
