@@ -9,8 +9,8 @@ use super::optim::{Step, sum_of_squares, update_row};
 use super::row_type::{RowShape, decode_row};
 use super::threads::Threads;
 
-/// Occurrences whose rows and gradients are asked for before they are used.
-const KEYS_AHEAD: usize = 24;
+/// Rows that are asked for before they are used.
+const ROWS_AHEAD: usize = 12;
 /// Pieces of an update for each thread, so that an uneven one does not decide.
 const PIECES_PER_THREAD: usize = 4;
 
@@ -46,45 +46,36 @@ struct Touched {
 pub(super) struct Update<'a, 'b> {
     pub(super) occurrences: &'b Occurrences<'a>,
     piece: &'b mut Piece<'a>,
+    starts: Vec<u32>,
     pub(super) shape: RowShape,
     step: &'b Step,
     noise: Option<Noise<'b>>,
 }
 
-impl Update<'_, '_> {
-    /// The occurrences of the piece.
+impl<'a> Update<'a, '_> {
+    /// How many rows the piece updates.
     #[inline(always)]
-    pub(super) fn keys(&self) -> &[u64] {
-        self.piece.keys
+    pub(super) fn rows(&self) -> usize {
+        self.starts.len() - 1
     }
 
-    /// Asks for what a later occurrence needs.
+    /// The occurrences of a row; asks for what a later row needs.
     #[inline(always)]
-    pub(super) fn prefetch<S: Simd>(&self, simd: S, at: usize) {
+    pub(super) fn group<S: Simd>(&self, simd: S, number: usize) -> &'a [u64] {
         let piece = &self.piece;
-        let Some(&later) = piece.keys.get(at + KEYS_AHEAD) else { return };
-        if self.occurrences.are_far() {
-            simd.prefetch_floats(self.occurrences.gradient(later));
-        }
-        if slot_of(later) != slot_of(piece.keys[at + KEYS_AHEAD - 1]) {
-            let row = slot_of(later) as usize - piece.first;
+        if let Some(&[begin, end]) = self.starts.get(number + ROWS_AHEAD..).and_then(|later| later.first_chunk()) {
+            let later = &piece.keys[begin as usize..end as usize];
+            let row = slot_of(later[0]) as usize - piece.first;
             let (nbytes, state_floats) = (self.shape.weight_bytes(), self.shape.state_floats);
             simd.prefetch(&piece.weights[row * nbytes..(row + 1) * nbytes]);
             simd.prefetch_floats(&piece.state[row * state_floats..(row + 1) * state_floats]);
+            if self.occurrences.are_far() {
+                for &key in later {
+                    simd.prefetch_floats(self.occurrences.gradient(key));
+                }
+            }
         }
-    }
-
-    /// The end of the group that begins at a key; asks for what later ones need.
-    #[inline(always)]
-    pub(super) fn end_of_group<S: Simd>(&self, simd: S, begin: usize) -> usize {
-        let keys = self.piece.keys;
-        let slot = slot_of(keys[begin]);
-        let mut end = begin;
-        while end < keys.len() && slot_of(keys[end]) == slot {
-            self.prefetch(simd, end);
-            end += 1;
-        }
-        end
+        &piece.keys[self.starts[number] as usize..self.starts[number + 1] as usize]
     }
 
     /// Counts an updated row; gives its noise, if it is rounded at random.
@@ -115,22 +106,35 @@ impl Update<'_, '_> {
 
     /// One row after the other.
     #[inline(always)]
-    fn rows<S: Simd>(&mut self, simd: S) {
+    fn update_rows<S: Simd>(&mut self, simd: S) {
         let (shape, step, occurrences) = (self.shape, self.step, self.occurrences);
         let (mut weights, mut gradient) = (vec![0.0; shape.dim], vec![0.0; shape.dim]);
-        let mut begin = 0;
-        while begin < self.piece.keys.len() {
-            let end = self.end_of_group(simd, begin);
-            let group = &self.piece.keys[begin..end];
+        for number in 0..self.rows() {
+            let group = self.group(simd, number);
             let noise = self.touch(slot_of(group[0]));
             sum_gradients(simd, occurrences, group, &mut gradient);
             let (stored, state) = self.row(slot_of(group[0]));
             decode_row(simd, shape.row_type, stored, &mut weights);
             update_row(simd, step, &mut weights, state, &mut gradient);
             encode_row(simd, shape.row_type, &weights, noise, stored);
-            begin = end;
         }
     }
+}
+
+/// Where the occurrences of each row begin, and the end of the last ones.
+fn starts_of_groups(keys: &[u64]) -> Vec<u32> {
+    let mut starts = vec![0; keys.len() + 1];
+    let mut count = 0;
+    let mut before = keys.first().map_or(0, |&key| !slot_of(key));
+    for (at, &key) in (0..).zip(keys) {
+        // Without a branch: whether a row goes on is a coin that nobody can guess.
+        starts[count] = at;
+        count += usize::from(slot_of(key) != before);
+        before = slot_of(key);
+    }
+    starts[count] = keys.len() as u32;
+    starts.truncate(count + 1);
+    starts
 }
 
 impl Kernel for Update<'_, '_> {
@@ -140,7 +144,7 @@ impl Kernel for Update<'_, '_> {
     fn run<S: Simd>(mut self, simd: S) {
         match self.step.rowwise_rule() {
             Some(rule) => self.rowwise_adagrad(simd, rule),
-            None => self.rows(simd),
+            None => self.update_rows(simd),
         }
     }
 }
@@ -189,7 +193,7 @@ pub fn coalesce_and_update(
 ) -> usize {
     let Slab { mut weights, mut state, shape } = slab;
     let occurrences = Occurrences::of(contributions, shape.dim);
-    let keys = occurrences.sort(scratch, runtime.threads);
+    let keys = occurrences.sort(scratch);
     let pieces = if runtime.threads.count() == 1 { 1 } else { runtime.threads.count() * PIECES_PER_THREAD };
     let mut all = Vec::with_capacity(pieces);
     let (mut begin, mut first) = (0, 0);
@@ -213,7 +217,8 @@ pub fn coalesce_and_update(
         (begin, first) = (end, first + rows);
     }
     runtime.threads.each(all.iter_mut().collect(), |piece| {
-        runtime.instructions.run(Update { occurrences: &occurrences, piece, shape, step, noise });
+        let starts = starts_of_groups(piece.keys);
+        runtime.instructions.run(Update { occurrences: &occurrences, piece, starts, shape, step, noise });
     });
     if let Some(touched) = touched {
         all.iter().for_each(|piece| touched.extend(piece.touched.slots.iter().flatten()));
@@ -245,14 +250,15 @@ impl Kernel for Norms<'_> {
 /// The sum of the squares of the gradients of all rows, each summed over its occurrences first. Rows are added in the
 /// order of their first occurrence, which no placement changes.
 pub fn squared_gradient_norm(
-    runtime: Runtime<'_>,
+    instructions: Instructions,
     contributions: &[Contribution<'_>],
     dim: usize,
     scratch: &mut Scratch,
 ) -> f64 {
     let occurrences = Occurrences::of(contributions, dim);
-    let keys = occurrences.sort(scratch, runtime.threads);
-    let mut norms = runtime.instructions.run(Norms { occurrences: &occurrences, keys, dim });
-    norms.sort_unstable_by_key(|&(occurrence, _)| occurrence);
+    let keys = occurrences.sort(scratch);
+    let mut norms = instructions.run(Norms { occurrences: &occurrences, keys, dim });
+    // Rows that first occur in one bag are told apart by what they add.
+    norms.sort_unstable_by_key(|&(source, norm)| (source, norm.to_bits()));
     norms.iter().map(|&(_, norm)| f64::from(norm)).sum()
 }

@@ -306,7 +306,7 @@ mod tests {
             any::<u32>().prop_map(f32::from_bits),
             -4f32..4.0,
             (middle, 0u32..3).prop_map(next_to),
-            prop::sample::select(&[0.0, -0.0, f32::INFINITY, f32::NEG_INFINITY, f32::NAN, f32::MAX, 65_504.0, 65_520.0]),
+            prop::sample::select(&[0.0, -0.0, f32::INFINITY, f32::NEG_INFINITY, f32::NAN, f32::MAX, 65_520.0]),
         ];
         prop::collection::vec(value, 1..70)
     }

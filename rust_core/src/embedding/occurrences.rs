@@ -3,7 +3,6 @@
 use super::kernels::Simd;
 use super::lookup::Pooling;
 use super::sort::{Pairs, sort_by_slot};
-use super::threads::Threads;
 
 /// The gradient of one pooled lookup: B outputs over L positions.
 #[derive(Debug, Clone, Copy)]
@@ -87,8 +86,8 @@ impl<'a> Occurrences<'a> {
     }
 
     /// All occurrences, sorted by slot; equal slots keep their order.
-    pub(super) fn sort<'s>(&self, scratch: &'s mut Scratch, threads: &Threads) -> &'s [u64] {
-        sort_by_slot(self, &mut scratch.keys, &mut scratch.other, threads);
+    pub(super) fn sort<'s>(&self, scratch: &'s mut Scratch) -> &'s [u64] {
+        sort_by_slot(self, &mut scratch.keys, &mut scratch.other);
         &scratch.keys
     }
 

@@ -85,33 +85,26 @@ fn load_row<S: Simd, R: Stored, const N: usize, const TAIL: bool>(simd: S, row: 
 }
 
 impl Update<'_, '_> {
-    /// The sum of the gradients of the row of a key, its lanes of squares, and the end of its occurrences.
+    /// The sum of the gradients of a row, and its lanes of squares.
     #[inline(always)]
-    fn sum_row<S: Simd, const N: usize, const TAIL: bool>(&self, simd: S, begin: usize) -> ([S::V; N], S::V, usize) {
-        let (keys, occurrences) = (self.keys(), self.occurrences);
-        let slot = slot_of(keys[begin]);
+    fn sum_row<S: Simd, const N: usize, const TAIL: bool>(&self, simd: S, group: &[u64]) -> ([S::V; N], S::V) {
+        let occurrences = self.occurrences;
         let mut sums = [simd.splat(0.0); N];
-        let mut at = begin;
-        loop {
-            self.prefetch(simd, at);
-            let gradient = occurrences.gradient(keys[at]);
+        for &key in group {
+            let gradient = occurrences.gradient(key);
             let gradient = if TAIL { gradient } else { &gradient[..N * LANES] };
             for (vector, sum) in sums.iter_mut().enumerate() {
                 let value = columns::at(simd, gradient, vector * LANES);
                 let is_plain = occurrences.are_plain();
-                let value = if is_plain { value } else { occurrences.weighted(simd, keys[at], value) };
+                let value = if is_plain { value } else { occurrences.weighted(simd, key, value) };
                 *sum = simd.add(*sum, value);
-            }
-            at += 1;
-            if at == keys.len() || slot_of(keys[at]) != slot {
-                break;
             }
         }
         let mut squares = simd.splat(0.0);
         for &sum in &sums {
             squares = simd.add(squares, simd.mul(sum, sum));
         }
-        (sums, squares, at)
+        (sums, squares)
     }
 
     /// The states of up to 16 rows with the squares of this step, and what multiplies their gradients.
@@ -144,13 +137,12 @@ impl Update<'_, '_> {
         let mut gradients = [[simd.splat(0.0); N]; LANES];
         let mut squares = [simd.splat(0.0); LANES];
         let mut first_keys = [0; LANES];
-        let mut begin = 0;
-        while begin < self.keys().len() {
-            let mut count = 0;
-            while count < LANES && begin < self.keys().len() {
-                first_keys[count] = self.keys()[begin];
-                (gradients[count], squares[count], begin) = self.sum_row::<S, N, TAIL>(simd, begin);
-                count += 1;
+        for begin in (0..self.rows()).step_by(LANES) {
+            let count = (self.rows() - begin).min(LANES);
+            for at in 0..count {
+                let group = self.group(simd, begin + at);
+                first_keys[at] = group[0];
+                (gradients[at], squares[at]) = self.sum_row::<S, N, TAIL>(simd, group);
             }
             let factors = self.factors(simd, rule, &first_keys[..count], &squares);
             for at in 0..count {
@@ -174,19 +166,13 @@ impl Update<'_, '_> {
         let mut weights = vec![0.0; shape.dim];
         let mut squares = [simd.splat(0.0); LANES];
         let mut first_keys = [0; LANES];
-        let mut begin = 0;
-        while begin < self.keys().len() {
-            let mut count = 0;
-            for gradient in gradients.chunks_exact_mut(shape.dim) {
-                if begin == self.keys().len() {
-                    break;
-                }
-                let end = self.end_of_group(simd, begin);
-                let group = &self.keys()[begin..end];
-                first_keys[count] = group[0];
+        for begin in (0..self.rows()).step_by(LANES) {
+            let count = (self.rows() - begin).min(LANES);
+            for (at, gradient) in gradients.chunks_exact_mut(shape.dim).take(count).enumerate() {
+                let group = self.group(simd, begin + at);
+                first_keys[at] = group[0];
                 sum_gradients(simd, occurrences, group, gradient);
-                squares[count] = lanes_of_squares(simd, gradient);
-                (count, begin) = (count + 1, end);
+                squares[at] = lanes_of_squares(simd, gradient);
             }
             let factors = self.factors(simd, rule, &first_keys[..count], &squares);
             for (at, gradient) in gradients.chunks_exact(shape.dim).take(count).enumerate() {

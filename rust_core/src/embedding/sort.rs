@@ -1,16 +1,10 @@
 //! Sorting of (slot, source) by slot: least significant digit first, which keeps the order of equal slots.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-
-use super::threads::Threads;
-
 /// The most bits of a digit: its counters fit in a first-level cache.
 const DIGIT_BITS_MAX: u32 = 11;
 
 /// Fewer keys are compared.
 const COMPARED_MAX: usize = 256;
-/// Fewer keys are not worth another thread.
-const SHARED_MIN: usize = 1 << 14;
 
 /// Something to sort: gives pairs of slot and source, the same in the same order each time.
 pub(super) trait Pairs {
@@ -22,19 +16,14 @@ pub(super) trait Pairs {
     fn each(&self, visit: impl FnMut(u32, u32));
 }
 
-/// The keys `slot << 32 | source`, sorted by slot; equal slots keep their order, whatever the number of threads. Both vectors
-/// are scratch, `keys` has the result.
-pub(super) fn sort_by_slot(pairs: &impl Pairs, keys: &mut Vec<u64>, other: &mut Vec<u64>, threads: &Threads) {
-    let is_compared = pairs.count() < COMPARED_MAX;
-    if is_compared || (threads.count() > 1 && pairs.count() >= SHARED_MIN) {
+/// The keys `slot << 32 | source`, sorted by slot; equal slots keep their order. Both vectors are scratch, `keys` has the
+/// result.
+pub(super) fn sort_by_slot(pairs: &impl Pairs, keys: &mut Vec<u64>, other: &mut Vec<u64>) {
+    if pairs.count() < COMPARED_MAX {
+        // Counters would take longer. Sources ascend, so the order of equal slots is kept.
         keys.clear();
         pairs.each(|slot, source| keys.push(u64::from(slot) << 32 | u64::from(source)));
-        if is_compared {
-            // Counters would take longer. Sources ascend, so the order of equal slots is kept.
-            keys.sort_unstable();
-        } else {
-            sort_shared(pairs.largest(), keys, other, threads);
-        }
+        keys.sort_unstable();
         return;
     }
     let bits = (u32::BITS - pairs.largest().leading_zeros()).max(1);
@@ -84,41 +73,6 @@ pub(super) fn sort_by_slot(pairs: &impl Pairs, keys: &mut Vec<u64>, other: &mut 
     }
 }
 
-/// One pass after the other, each shared by all threads: a piece counts its digits, and then puts its keys behind those of the
-/// pieces before it.
-fn sort_shared(largest: u32, keys: &mut Vec<u64>, other: &mut Vec<u64>, threads: &Threads) {
-    let bits = (u32::BITS - largest.leading_zeros()).max(1);
-    let digits = bits.div_ceil(DIGIT_BITS_MAX);
-    let digit_bits = bits.div_ceil(digits);
-    let mask = (1usize << digit_bits) - 1;
-    other.resize(keys.len(), 0);
-    let piece = keys.len().div_ceil(threads.count());
-    let mut counts = vec![vec![0u32; mask + 1]; keys.len().div_ceil(piece)];
-    for digit in 0..digits {
-        let shift = 32 + digit * digit_bits;
-        threads.each(keys.chunks(piece).zip(&mut counts).collect(), |(keys, counts)| {
-            counts.fill(0);
-            keys.iter().for_each(|&key| counts[(key >> shift) as usize & mask] += 1);
-        });
-        let mut sum = 0;
-        for value in 0..=mask {
-            for counts in &mut counts {
-                sum += std::mem::replace(&mut counts[value], sum);
-            }
-        }
-        // Every place is written once; a relaxed store is a plain one.
-        let places: Vec<AtomicU64> = std::mem::take(other).into_iter().map(AtomicU64::new).collect();
-        threads.each(keys.chunks(piece).zip(&mut counts).collect(), |(keys, starts)| {
-            for &key in keys {
-                let start = &mut starts[(key >> shift) as usize & mask];
-                places[*start as usize].store(key, Ordering::Relaxed);
-                *start += 1;
-            }
-        });
-        *other = std::mem::replace(keys, places.into_iter().map(AtomicU64::into_inner).collect());
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -151,10 +105,7 @@ mod tests {
                 list.0.iter().zip(0..).map(|(&slot, source)| u64::from(slot) << 32 | source).collect();
             expected.sort_unstable();
             let (mut keys, mut other) = (vec![7; 3], Vec::new());
-            sort_by_slot(&list, &mut keys, &mut other, &Threads::new(1).unwrap());
-            prop_assert_eq!(&keys, &expected);
-            let mut keys: Vec<u64> = list.0.iter().zip(0..).map(|(&slot, source)| u64::from(slot) << 32 | source).collect();
-            sort_shared(list.largest(), &mut keys, &mut other, &Threads::new(3).unwrap());
+            sort_by_slot(&list, &mut keys, &mut other);
             prop_assert_eq!(keys, expected);
         }
     }

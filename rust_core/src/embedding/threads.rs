@@ -1,17 +1,23 @@
 //! Threads that share the work of one call. Work is cut so that the cut changes no bit.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use crate::error::{Error, ErrorKind, Result};
 
 /// More would only wait for each other.
 const THREADS_MAX: usize = 1024;
+/// How long a helper stays awake for the next piece of work: waking one up takes as long as pooling thousands of rows.
+const AWAKE: Duration = Duration::from_micros(100);
 
 /// The calling thread and its helpers.
 #[derive(Debug)]
 pub struct Threads {
     helpers: Option<rayon::ThreadPool>,
     count: usize,
+    /// Counts pieces of work, so that helpers that stay awake see the next one.
+    calls: Arc<AtomicU64>,
 }
 
 impl Threads {
@@ -33,12 +39,27 @@ impl Threads {
         let helpers = helpers.transpose().map_err(|error| {
             Error::new(ErrorKind::Capacity, format!("this host does not start {count} threads: {error}"))
         })?;
-        Ok(Self { helpers, count })
+        Ok(Self { helpers, count, calls: Arc::default() })
     }
 
     /// How many there are.
     pub fn count(&self) -> usize {
         self.count
+    }
+
+    /// Work comes soon: helpers wake up, and stay awake for a moment.
+    pub fn wake(&self) {
+        let Some(helpers) = &self.helpers else { return };
+        let call = self.calls.load(Ordering::Acquire);
+        for _ in 1..self.count {
+            let calls = Arc::clone(&self.calls);
+            helpers.spawn(move || {
+                let began = Instant::now();
+                while calls.load(Ordering::Acquire) == call && began.elapsed() < AWAKE {
+                    std::hint::spin_loop();
+                }
+            });
+        }
     }
 
     /// Does something with every task; whoever is free takes the next one.
@@ -56,9 +77,12 @@ impl Threads {
                 work(task);
             }
         };
+        // Those who stayed awake look for work now.
+        self.calls.fetch_add(1, Ordering::AcqRel);
         helpers.in_place_scope(|scope| {
             (1..workers).for_each(|_| scope.spawn(|_| take()));
             take();
         });
+        self.wake();
     }
 }

@@ -82,6 +82,7 @@ impl Store {
 
     /// Pools the rows of several lookups of a ticket, whatever their columns and bags. The ticket was waited for.
     pub fn gather_all(&self, ticket: TicketId, gathered: Vec<Gathered<'_>>) -> Result<()> {
+        self.threads.wake();
         let mut state = self.lock()?;
         let plans = gathered.iter().map(|one| {
             let plan = state.ready_lookup(ticket, one.lookup)?;
@@ -186,6 +187,7 @@ impl Store {
     ///
     /// `Input` for wrong shapes, or for gradients that are not finite if those are refused; no row has changed then.
     pub fn update_all(&self, ticket: TicketId, gradients: &[Gradient<'_>], lr: f32) -> Result<()> {
+        self.threads.wake();
         let mut state = self.lock()?;
         let plans = state.checked_plans(self, ticket, gradients)?;
         let placed = plans.iter().zip(gradients);
@@ -220,14 +222,13 @@ impl Store {
     pub fn gradient_norm(&self) -> Result<f64> {
         let mut state = self.lock()?;
         let State { pending, scratch, .. } = &mut *state;
-        let runtime = Runtime { instructions: self.instructions, threads: &self.threads };
         pending.sort_by_key(|entry| (entry.plan.table, entry.ticket, entry.lookup));
         // By table, so that the order of the sum is the same whatever shares a slab.
         let tables = pending.chunk_by(|a, b| a.plan.table == b.plan.table).map(|group| {
             let contributions: Vec<Contribution<'_>> =
                 group.iter().map(|entry| entry.placed().contribution()).collect();
             let dim = self.tables[group[0].plan.table].config.dim;
-            squared_gradient_norm(runtime, &contributions, dim, scratch)
+            squared_gradient_norm(self.instructions, &contributions, dim, scratch)
         });
         Ok(libm::sqrt(tables.sum()))
     }
