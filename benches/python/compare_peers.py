@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-WORKLOADS = ("W1", "W1L", "W2", "W2L", "W3", "W5")
+WORKLOADS = ("W1", "W1L", "W2", "W2L", "W3", "W3H", "W5")
 
 
 def _workloads(text: str) -> list[str]:

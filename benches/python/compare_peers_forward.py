@@ -21,7 +21,7 @@ from compare_peers_workloads import Side, Work
 from tiering_report import Section
 
 TORCH, FBGEMM = "torch", "FBGEMM"
-EXTENSION_LEAST, MODULE_LEAST = 1.1, 1.0
+EXTENSION_LEAST, UNIFORM_LEAST, MODULE_LEAST = 1.1, 1.2, 1.0
 Calls = dict[str, Callable[[int], object]]
 
 
@@ -46,7 +46,8 @@ def _by_lowest_call(section: Section, ours: Ours, others: dict[str, Side], setti
     calls["tiermem, store.pool"] = ours.pooled_by_store
     kind = "A: pooled forward, lowest call"
     runs = compare(section, kind, calls, work, work.forward_bytes(), settings)
-    add_target(section, f"{kind}: the faster of the peers over tiermem", runs, tuple(others), EXTENSION_LEAST)
+    least = UNIFORM_LEAST if work.shape.uniform_ids else EXTENSION_LEAST
+    add_target(section, f"{kind}: the faster of the peers over tiermem", runs, tuple(others), least)
 
 
 def _by_module(section: Section, ours: Ours, others: dict[str, Side], settings: Settings) -> None:

@@ -40,6 +40,7 @@ PARTS: dict[str, tuple[Part, ...]] = {
     "W2": (forward, adagrad, _stochastic),
     "W2L": (forward, adagrad, _stochastic),
     "W3": (forward, adagrad),
+    "W3H": (adagrad, _stochastic),
     "W5": (forward, _on_small_pages),
 }
 

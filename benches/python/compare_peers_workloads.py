@@ -191,6 +191,15 @@ SHAPES = {
             varied_bags=True,
         ),
         Shape(
+            name="W3H",
+            title="26 tables of mixed columns and bags in fp16",
+            tables=_mixed_tables(),
+            bags=256,
+            batches=8,
+            varied_bags=True,
+            row_type="fp16",
+        ),
+        Shape(
             name="W5",
             title="uniform ids over 4 GB",
             tables=(Table(16_800_000, 64, 10),),
