@@ -11,6 +11,8 @@ use super::threads::Threads;
 
 /// Rows that are asked for before they are used.
 const ROWS_AHEAD: usize = 12;
+/// Occurrences of a piece of an update at least; fewer are not worth another thread.
+const PIECE_KEYS_MIN: usize = 512;
 /// Pieces of an update for each thread, so that an uneven one does not decide.
 const PIECES_PER_THREAD: usize = 4;
 
@@ -194,7 +196,8 @@ pub fn coalesce_and_update(
     let Slab { mut weights, mut state, shape } = slab;
     let occurrences = Occurrences::of(contributions, shape.dim);
     let keys = occurrences.sort(scratch);
-    let pieces = if runtime.threads.count() == 1 { 1 } else { runtime.threads.count() * PIECES_PER_THREAD };
+    let most = if runtime.threads.count() == 1 { 1 } else { runtime.threads.count() * PIECES_PER_THREAD };
+    let pieces = (keys.len() / PIECE_KEYS_MIN).clamp(1, most);
     let mut all = Vec::with_capacity(pieces);
     let (mut begin, mut first) = (0, 0);
     for number in 1..=pieces {

@@ -47,11 +47,11 @@ impl Threads {
         self.count
     }
 
-    /// Work comes soon: helpers wake up, and stay awake for a moment.
-    pub fn wake(&self) {
+    /// Work for so many threads comes soon: helpers wake up, and stay awake for a moment.
+    pub fn wake(&self, workers: usize) {
         let Some(helpers) = &self.helpers else { return };
         let call = self.calls.load(Ordering::Acquire);
-        for _ in 1..self.count {
+        for _ in 1..self.count.min(workers) {
             let calls = Arc::clone(&self.calls);
             helpers.spawn(move || {
                 let began = Instant::now();
@@ -83,6 +83,6 @@ impl Threads {
             (1..workers).for_each(|_| scope.spawn(|_| take()));
             take();
         });
-        self.wake();
+        self.wake(workers);
     }
 }

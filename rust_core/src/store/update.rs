@@ -15,6 +15,8 @@ use crate::tier::split_row_key;
 
 /// Positions of a piece of a gather at least; fewer are not worth another thread.
 const PIECE_POSITIONS_MIN: usize = 512;
+/// Values of gradients that are worth another thread.
+const VALUES_PER_THREAD: usize = 1 << 14;
 /// Pieces of a gather for each thread, so that an uneven one does not decide.
 const PIECES_PER_THREAD: usize = 4;
 
@@ -82,7 +84,6 @@ impl Store {
 
     /// Pools the rows of several lookups of a ticket, whatever their columns and bags. The ticket was waited for.
     pub fn gather_all(&self, ticket: TicketId, gathered: Vec<Gathered<'_>>) -> Result<()> {
-        self.threads.wake();
         let mut state = self.lock()?;
         let plans = gathered.iter().map(|one| {
             let plan = state.ready_lookup(ticket, one.lookup)?;
@@ -91,6 +92,7 @@ impl Store {
         });
         let plans: Vec<Arc<LookupPlan>> = plans.collect::<Result<_>>()?;
         let positions: usize = plans.iter().map(|plan| plan.places.len()).sum();
+        self.threads.wake(positions / PIECE_POSITIONS_MIN);
         let pieces = self.threads.count() * PIECES_PER_THREAD;
         let piece = (positions / pieces).max(PIECE_POSITIONS_MIN);
         let mut tasks = Vec::new();
@@ -187,7 +189,8 @@ impl Store {
     ///
     /// `Input` for wrong shapes, or for gradients that are not finite if those are refused; no row has changed then.
     pub fn update_all(&self, ticket: TicketId, gradients: &[Gradient<'_>], lr: f32) -> Result<()> {
-        self.threads.wake();
+        // As far as the size of the gradients tells.
+        self.threads.wake(gradients.iter().map(|gradient| gradient.values.len()).sum::<usize>() / VALUES_PER_THREAD);
         let mut state = self.lock()?;
         let plans = state.checked_plans(self, ticket, gradients)?;
         let placed = plans.iter().zip(gradients);
