@@ -1,7 +1,7 @@
 """The compiled extension. Users call `tiermem`; this layer takes byte buffers and JSON.
 
-Buffers are contiguous numpy arrays of uint8 that view float32 or int64 values. A caller must not
-change an input nor touch an output while a call runs. Every call that can wait, lock or move bytes
+Buffers are contiguous numpy arrays of uint8 that view float32 or int64 values, or stored rows. A caller must
+not change an input nor touch an output while a call runs. Every call that can wait, lock or move bytes
 releases the interpreter. Errors are the classes of `tiermem.errors`.
 """
 

@@ -6,7 +6,7 @@ import torch
 
 from tiermem.errors import InputError
 
-__all__ = ["bytes_of", "float_rows", "id_vector", "new_float"]
+__all__ = ["bytes_of", "float_rows", "id_vector", "new_float", "stored_rows"]
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -51,6 +51,18 @@ def float_rows(name: str, tensor: torch.Tensor) -> torch.Tensor:
     _on_cpu(name, tensor)
     if tensor.dtype != torch.float32:
         raise InputError(f"{name} has dtype {tensor.dtype}; rows, weights and gradients are torch.float32")
+    return tensor.detach().contiguous()
+
+
+def stored_rows(name: str, tensor: torch.Tensor, dtype: torch.dtype, width: int) -> torch.Tensor:
+    """Rows as a store keeps them, contiguous on the CPU.
+
+    Raises:
+        InputError: if they are no [n, width] of this dtype on the CPU; the message names them.
+    """
+    _on_cpu(name, tensor)
+    if tensor.dtype != dtype or tensor.dim() != 2 or tensor.shape[1] != width:
+        raise InputError(f"{name} are {dtype} [n, {width}], not {tensor.dtype} {list(tensor.shape)}")
     return tensor.detach().contiguous()
 
 

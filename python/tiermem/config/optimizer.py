@@ -1,8 +1,10 @@
 """Optimizers of embedding rows, and how rows are stored; docs/design/embedding-kernels.md: the arithmetic."""
 
+import math
+import struct
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from tiermem.config.base import Config
 
@@ -23,7 +25,26 @@ RowType = Literal["fp32", "fp16", "bf16", "int8"]
 Rounding = Literal["stochastic", "nearest"]
 """How updated weights go back into a row type that is narrower than fp32."""
 
-Beta = Annotated[float, Field(ge=0, lt=1)]
+
+def _in_fp32(value: float) -> float:
+    """The kernels compute in fp32: a value that becomes another kind of value there is refused.
+
+    Raises:
+        ValueError: if it is 0, 1 or infinite in fp32 and was not before.
+    """
+    try:
+        rounded = struct.unpack("f", struct.pack("f", value))[0]
+    except OverflowError:
+        rounded = math.inf
+    for special in (0.0, 1.0, math.inf):
+        if rounded == special != value:
+            raise ValueError(f"{value} is {special:g} in fp32, in which rows are updated")
+    return value
+
+
+Fp32 = Annotated[float, AfterValidator(_in_fp32)]
+"""A number that fp32 holds."""
+Beta = Annotated[Fp32, Field(ge=0, lt=1)]
 """Decay of a running mean: 0 keeps the newest value alone."""
 
 
@@ -36,11 +57,11 @@ class SGD(Config):
 
     name: Literal["sgd"] = "sgd"
     """Selects this optimizer in a file."""
-    lr: float = Field(gt=0)
+    lr: Fp32 = Field(gt=0)
     """Learning rate."""
-    momentum: float = Field(default=0.0, ge=0, lt=1)
+    momentum: Fp32 = Field(default=0.0, ge=0, lt=1)
     """How much of the last step goes into this one; 0 needs no state."""
-    weight_decay: float = Field(default=0.0, ge=0)
+    weight_decay: Fp32 = Field(default=0.0, ge=0)
     """Share of the weights that is added to the gradient."""
 
     def core(self) -> dict[str, Any]:
@@ -60,11 +81,11 @@ class Adagrad(Config):
 
     name: Literal["adagrad"] = "adagrad"
     """Selects this optimizer in a file."""
-    lr: float = Field(gt=0)
+    lr: Fp32 = Field(gt=0)
     """Learning rate."""
-    eps: float = Field(default=1e-10, gt=0)
+    eps: Fp32 = Field(default=1e-10, gt=0)
     """Keeps the division defined."""
-    weight_decay: float = Field(default=0.0, ge=0)
+    weight_decay: Fp32 = Field(default=0.0, ge=0)
     """Share of the weights that is added to the gradient."""
 
     def core(self) -> dict[str, Any]:
@@ -84,11 +105,11 @@ class RowWiseAdagrad(Config):
 
     name: Literal["rowwise_adagrad"] = "rowwise_adagrad"
     """Selects this optimizer in a file."""
-    lr: float = Field(gt=0)
+    lr: Fp32 = Field(gt=0)
     """Learning rate."""
-    eps: float = Field(default=1e-8, gt=0)
+    eps: Fp32 = Field(default=1e-8, gt=0)
     """Keeps the division defined."""
-    weight_decay: float = Field(default=0.0, ge=0)
+    weight_decay: Fp32 = Field(default=0.0, ge=0)
     """Share of the weights that is added to the gradient."""
 
     def core(self) -> dict[str, Any]:
@@ -105,13 +126,13 @@ class _Moments(Config):
 
     name: str
     """Selects this optimizer in a file."""
-    lr: float = Field(gt=0)
+    lr: Fp32 = Field(gt=0)
     """Learning rate."""
     betas: tuple[Beta, Beta] = (0.9, 0.999)
     """Decay of the mean gradient `m` and of the mean square `v`."""
-    eps: float = Field(default=1e-8, gt=0)
+    eps: Fp32 = Field(default=1e-8, gt=0)
     """Keeps the division defined."""
-    weight_decay: float = Field(default=0.0, ge=0)
+    weight_decay: Fp32 = Field(default=0.0, ge=0)
     """Share of the weights that is added to the gradient."""
 
     def core(self) -> dict[str, Any]:
@@ -165,9 +186,9 @@ class LAMB(_Moments):
 
     name: Literal["lamb"] = "lamb"
     """Selects this optimizer in a file."""
-    eps: float = Field(default=1e-6, gt=0)
+    eps: Fp32 = Field(default=1e-6, gt=0)
     """Keeps the division defined."""
-    weight_decay: float = Field(default=0.0, ge=0)
+    weight_decay: Fp32 = Field(default=0.0, ge=0)
     """Share of the weights that is added to the step."""
 
 

@@ -233,12 +233,18 @@ class TieredEmbeddingBagCollection(nn.Module):
         names = [table.name for table in self.store.tables]
         if sorted(state) != ["steps", "tables"]:
             raise ConfigError(f'a state has "steps" and "tables", this one has {sorted(state)}')
-        tables = state["tables"]
+        tables, steps = state["tables"], state["steps"]
+        if not isinstance(steps, int) or not 0 <= steps < 2**63:
+            raise ConfigError(f"steps are counted from 0, the state has {steps!r}")
         if sorted(tables) != sorted(names):
             raise ConfigError(f"the state has tables {sorted(tables)}; this collection has {sorted(names)}")
         for position, name in enumerate(names):
             _check_rows(self.store, position, *tables[name])
             table = self.store.tables[position]
+            if tables[name][1].dtype != torch.float32:
+                raise ConfigError(
+                    f'the optimizer state of table "{name}" is {tables[name][1].dtype}, not float32'
+                )
             if (dtype := tables[name][0].dtype) != STORED_AS[table.row_type]:
                 raise ConfigError(
                     f'table "{name}" of the state has rows of {dtype}; here they are {table.row_type},'
@@ -246,7 +252,7 @@ class TieredEmbeddingBagCollection(nn.Module):
                 )
         for position, name in enumerate(names):
             load_rows(self.store, position, *tables[name])
-        self.store.steps = state["steps"]
+        self.store.steps = steps
 
 
 def load_rows(store: EmbeddingStore, table: int, weights: torch.Tensor, state: torch.Tensor | None) -> None:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 
 from tiermem import _core
-from tiermem._interop import bytes_of, float_rows, id_vector, new_float
+from tiermem._interop import bytes_of, float_rows, id_vector, new_float, stored_rows
 from tiermem.config import Hierarchy, OptimizerConfig, Placement
 from tiermem.embedding.table import STORED_AS, Lookup, Mode, NonFinite, StageTimes, TableConfig, Ticket
 from tiermem.errors import ClosedError, ConfigError, InputError
@@ -32,8 +32,9 @@ class EmbeddingStore:
             output for each id.
         placement: where tables live, or the path of a plan file; `None`: in the slowest tier, cached by all
             others.
-        non_finite_gradients: "pass" applies NaN and infinities as torch does, "refuse" raises `InputError`
-            before any row of the lookup changes. Both count them (`stats().non_finite_values`).
+        non_finite_gradients: "pass" applies NaN and infinities of gradients and sample weights as torch does,
+            "refuse" raises `InputError` before any row changes. Both count them
+            (`stats().non_finite_values`).
         timeline: remember transfers and dirty rows, for `timeline()`.
         threads: that share the work of a lookup or an update, and change no bit; `None`: as many as torch has
             now.
@@ -192,6 +193,7 @@ class EmbeddingStore:
 
     def gather(self, ticket: Ticket, position: int) -> torch.Tensor:
         """Pools lookup `position` of a ticket: float32 [B, D]. The ticket was waited for."""
+        _lookup(ticket, position)
         return self._gather(ticket, [position])[0]
 
     def gather_all(self, ticket: Ticket) -> tuple[torch.Tensor, ...]:
@@ -239,8 +241,7 @@ class EmbeddingStore:
 
     def backward(self, ticket: Ticket, position: int, gradients: torch.Tensor, *, lr: float | None) -> None:
         """Takes the gradient float32 [B, D] of a lookup: applied at once with `lr`, kept without."""
-        if not 0 <= position < len(ticket.lookups):
-            raise InputError(f"the ticket has {len(ticket.lookups)} lookups; there is no number {position}")
+        _lookup(ticket, position)
         every: list[torch.Tensor | None] = [None] * len(ticket.lookups)
         every[position] = gradients
         self.backward_all(ticket, every, lr=lr)
@@ -291,8 +292,20 @@ class EmbeddingStore:
         self._core.scale_gradients(factor)
 
     def sample_weight_gradient(self, ticket: Ticket, position: int, gradients: torch.Tensor) -> torch.Tensor:
-        """Gradient float32 [L] of a lookup's sample weights; before its rows are updated."""
-        out = new_float(len(ticket.lookups[position].ids))
+        """Gradient float32 [L] of a lookup's sample weights; before its rows are updated.
+
+        Raises:
+            InputError: for gradients of another shape than the output, or a mode other than "sum".
+        """
+        lookup = _lookup(ticket, position)
+        if self.mode != "sum":
+            raise InputError('sample weights go with a sum; use mode="sum"')
+        if gradients.shape != (expected := self._out_shape(lookup)):
+            raise InputError(
+                f"the gradient of lookup {position} is {list(gradients.shape)};"
+                f" its output is {list(expected)}"
+            )
+        out = new_float(len(lookup.ids))
         view = bytes_of(float_rows("gradients", gradients))
         ticket._core.sample_weight_gradient(position, view, bytes_of(out))
         return out
@@ -391,17 +404,17 @@ class EmbeddingStore:
         """
         config = self.tables[table]
         dtype = STORED_AS[config.row_type]
-        if weights.dtype != dtype or weights.dim() != 2:
-            raise InputError(
-                f'stored rows of table "{config.name}" are {dtype} of 2 dimensions, not {weights.dtype} of '
-                f"{weights.dim()}"
-            )
-        self._write(table, start, weights.contiguous(), state, stored=True)
+        name = f'stored rows of table "{config.name}"'
+        width = config.weight_bytes // dtype.itemsize
+        self._write(table, start, stored_rows(name, weights, dtype, width), state, stored=True)
 
     def _write(
         self, table: int, start: int, weights: torch.Tensor, state: torch.Tensor | None, *, stored: bool
     ) -> None:
         _not_negative(start, 0)
+        expected = (len(weights), self.state_floats(table))
+        if state is not None and state.shape != expected:
+            raise InputError(f"the state is {list(state.shape)}; so many rows have {list(expected)}")
         state_view = None if state is None else bytes_of(float_rows("state", state))
         self._core.write_rows(table, start, bytes_of(weights), state_view, stored=stored)
 
@@ -473,5 +486,11 @@ def _not_negative(start: int, count: int) -> int:
 
 
 def _check_lr(lr: float) -> None:
-    if not 0 <= lr < float("inf"):
+    if not 0 <= lr <= torch.finfo(torch.float32).max:
         raise InputError(f"a learning rate is finite and not negative, got {lr}")
+
+
+def _lookup(ticket: Ticket, position: int) -> Lookup:
+    if not 0 <= position < len(ticket.lookups):
+        raise InputError(f"the ticket has {len(ticket.lookups)} lookups; there is no number {position}")
+    return ticket.lookups[position]

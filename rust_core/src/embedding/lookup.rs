@@ -88,10 +88,10 @@ impl<'a> Bag<'a> {
         &self.lookup.weights[start..start + self.row_bytes]
     }
 
-    /// Asks for the row of a later position, in the first pass over the rows.
+    /// Asks for the row of a later position.
     #[inline(always)]
-    fn prefetch<S: Simd>(&self, simd: S, position: usize, column: usize) {
-        if column == 0 && position + self.rows_ahead < self.lookup.slots.len() {
+    fn prefetch<S: Simd>(&self, simd: S, position: usize) {
+        if position + self.rows_ahead < self.lookup.slots.len() {
             simd.prefetch(self.row(position + self.rows_ahead));
         }
     }
@@ -288,7 +288,7 @@ fn weight_gradient<S: Simd, R: Stored>(simd: S, job: WeightGradient<'_>) {
         let positions = lookup.pooling.positions(lookup.offsets, output, lookup.slots.len());
         let bag = Bag { lookup: &lookup, row_bytes, rows_ahead, positions };
         for position in bag.positions.clone() {
-            bag.prefetch(simd, position, 0);
+            bag.prefetch(simd, position);
             let row = bag.row(position);
             let mut lanes = simd.splat(0.0);
             for column in columns(dim) {

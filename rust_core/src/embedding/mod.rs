@@ -22,6 +22,6 @@ pub use kernels::{Instructions, LANES, SimdLevel};
 pub use lookup::{PlacedLookup, Pooling, gradient_of_sample_weights, pool_rows};
 pub use occurrences::{Contribution, Scratch};
 pub use optim::{Moments, OptimizerConfig, Step, count_non_finite};
-pub use row_type::{Rounding, RowShape, RowType, SCALE_AND_BIAS_BYTES, decode_rows};
+pub use row_type::{Rounding, RowShape, RowType, decode_rows};
 pub use table::{Initialisation, TableConfig, TableInit, initialise_row};
 pub use threads::Threads;

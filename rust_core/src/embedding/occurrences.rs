@@ -4,7 +4,7 @@ use super::kernels::Simd;
 use super::lookup::Pooling;
 use super::sort::{Pairs, sort_by_slot};
 
-/// The gradient of one pooled lookup: B outputs over L positions.
+/// The gradient of one lookup: B outputs over L positions; L outputs without pooling.
 #[derive(Debug, Clone, Copy)]
 pub struct Contribution<'a> {
     /// Slot of each position.
@@ -15,7 +15,7 @@ pub struct Contribution<'a> {
     pub pooling: Pooling,
     /// Factor of each position, if the lookup had any.
     pub sample_weights: Option<&'a [f32]>,
-    /// B x D.
+    /// Outputs x D.
     pub gradients: &'a [f32],
 }
 

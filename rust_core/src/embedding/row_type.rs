@@ -23,7 +23,7 @@ pub enum RowType {
 }
 
 /// Bytes of scale and bias behind the codes of an int8 row.
-pub const SCALE_AND_BIAS_BYTES: usize = 8;
+pub(super) const SCALE_AND_BIAS_BYTES: usize = 8;
 
 impl RowType {
     /// Its name in configurations and files.

@@ -189,8 +189,11 @@ impl Update<'_, '_> {
     fn vectors<S: Simd, const N: usize>(&mut self, simd: S, rule: RowwiseRule) {
         if self.shape.dim == N * LANES {
             self.blocks::<S, AsFp32, N, false>(simd, rule);
-        } else {
+        } else if self.occurrences.are_plain() {
             self.blocks::<S, AsFp32, N, true>(simd, rule);
+        } else {
+            // A factor that is not finite would reach the lanes behind the last column.
+            self.blocks_in_memory(simd, rule);
         }
     }
 

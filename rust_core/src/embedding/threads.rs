@@ -16,6 +16,8 @@ const AWAKE: Duration = Duration::from_micros(100);
 pub struct Threads {
     helpers: Option<rayon::ThreadPool>,
     count: usize,
+    /// A fork has no helpers.
+    process: u32,
     /// Counts pieces of work, so that helpers that stay awake see the next one.
     calls: Arc<AtomicU64>,
 }
@@ -39,7 +41,11 @@ impl Threads {
         let helpers = helpers.transpose().map_err(|error| {
             Error::new(ErrorKind::Capacity, format!("this host does not start {count} threads: {error}"))
         })?;
-        Ok(Self { helpers, count, calls: Arc::default() })
+        Ok(Self { helpers, count, process: std::process::id(), calls: Arc::default() })
+    }
+
+    fn is_whole(&self) -> bool {
+        std::process::id() == self.process
     }
 
     /// How many there are.
@@ -49,7 +55,7 @@ impl Threads {
 
     /// Work for so many threads comes soon: helpers wake up, and stay awake for a moment.
     pub fn wake(&self, workers: usize) {
-        let Some(helpers) = &self.helpers else { return };
+        let Some(helpers) = self.helpers.as_ref().filter(|_| workers > 1 && self.is_whole()) else { return };
         let call = self.calls.load(Ordering::Acquire);
         for _ in 1..self.count.min(workers) {
             let calls = Arc::clone(&self.calls);
@@ -64,7 +70,7 @@ impl Threads {
 
     /// Does something with every task; whoever is free takes the next one.
     pub fn each<T: Send>(&self, tasks: Vec<T>, work: impl Fn(T) + Sync) {
-        let Some(helpers) = self.helpers.as_ref().filter(|_| tasks.len() > 1) else {
+        let Some(helpers) = self.helpers.as_ref().filter(|_| tasks.len() > 1 && self.is_whole()) else {
             tasks.into_iter().for_each(work);
             return;
         };

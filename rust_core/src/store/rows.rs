@@ -17,11 +17,13 @@ impl Store {
         let shape = self.table(table)?.shape;
         let count = self.check_range(table, start, (weights.len(), shape.dim), Some(state.len()))?;
         let mut stored = vec![0; count.min(COPY_ROWS_MAX) * shape.weight_bytes()];
+        let mut exist = vec![false; count.min(COPY_ROWS_MAX)];
+        let mut guard = self.lock_filled()?;
         for first in (0..count).step_by(COPY_ROWS_MAX) {
             let rows = first..(first + COPY_ROWS_MAX).min(count);
             let stored = &mut stored[..rows.len() * shape.weight_bytes()];
             let state = &mut state[rows.start * shape.state_floats..rows.end * shape.state_floats];
-            self.read_stored_rows(table, start + first as u64, stored, state)?;
+            guard.read_rows(self, table, start + first as u64, stored, state, &mut exist[..rows.len()])?;
             let weights = &mut weights[rows.start * shape.dim..rows.end * shape.dim];
             decode_rows(self.instructions, shape.row_type, shape.dim, stored, weights);
         }
@@ -34,13 +36,14 @@ impl Store {
         let shape = self.table(table)?.shape;
         let count = self.check_range(table, start, (weights.len(), shape.dim), state.map(<[f32]>::len))?;
         let mut stored = vec![0; count.min(COPY_ROWS_MAX) * shape.weight_bytes()];
+        let mut guard = self.lock_filled()?;
         for first in (0..count).step_by(COPY_ROWS_MAX) {
             let rows = first..(first + COPY_ROWS_MAX).min(count);
             let stored = &mut stored[..rows.len() * shape.weight_bytes()];
             let weights = &weights[rows.start * shape.dim..rows.end * shape.dim];
             encode_rows(self.instructions, shape.row_type, shape.dim, weights, None, stored);
             let state = state.map(|all| &all[rows.start * shape.state_floats..rows.end * shape.state_floats]);
-            self.write_stored_rows(table, start + first as u64, stored, state)?;
+            guard.write_rows(self, table, start + first as u64, stored, state)?;
         }
         Ok(())
     }

@@ -189,6 +189,9 @@ impl Store {
     ///
     /// `Input` for wrong shapes, or for gradients that are not finite if those are refused; no row has changed then.
     pub fn update_all(&self, ticket: TicketId, gradients: &[Gradient<'_>], lr: f32) -> Result<()> {
+        if gradients.is_empty() {
+            return Ok(());
+        }
         // As far as the size of the gradients tells.
         self.threads.wake(gradients.iter().map(|gradient| gradient.values.len()).sum::<usize>() / VALUES_PER_THREAD);
         let mut state = self.lock()?;
@@ -237,7 +240,17 @@ impl Store {
     }
 
     /// Multiplies all kept gradients by a factor.
+    ///
+    /// # Errors
+    ///
+    /// `Input` for a factor that is not finite, if such gradients are refused.
     pub fn scale_gradients(&self, factor: f32) -> Result<()> {
+        if !factor.is_finite() && self.config.non_finite_gradients == NonFinite::Refuse {
+            return Err(Error::new(
+                ErrorKind::Input,
+                format!("gradients cannot be scaled by {factor}; forget them instead"),
+            ));
+        }
         let mut state = self.lock()?;
         state.pending.iter_mut().flat_map(|entry| &mut entry.gradients).for_each(|value| *value *= factor);
         Ok(())
@@ -340,31 +353,46 @@ impl State {
         ticket: TicketId,
         gradients: &[Gradient<'_>],
     ) -> Result<Vec<Arc<LookupPlan>>> {
-        let plans = gradients.iter().map(|gradient| {
+        let mut plans = Vec::with_capacity(gradients.len());
+        for gradient in gradients {
             let plan = self.ready_lookup(ticket, gradient.lookup)?;
             store.check_shapes(&plan, gradient.pooled, gradient.values.len())?;
-            self.check_finite(store, plan.table, gradient.values)?;
-            Ok(plan)
-        });
-        plans.collect()
+            plans.push(plan);
+        }
+        let checked =
+            plans.iter().zip(gradients).map(|(plan, gradient)| self.check_finite(store, plan.table, gradient));
+        // All of them are counted, whichever is refused.
+        checked.collect::<Vec<_>>().into_iter().collect::<Result<()>>()?;
+        Ok(plans)
     }
 
-    /// Counts gradient values that are not finite, and refuses them if the store is to.
-    fn check_finite(&mut self, store: &Store, table: usize, gradients: &[f32]) -> Result<()> {
-        let count = count_non_finite(store.instructions, gradients);
-        self.non_finite_values += count;
-        if count == 0 || store.config.non_finite_gradients == NonFinite::Pass {
+    /// Counts values that are not finite, and refuses them if the store is to.
+    fn check_finite(&mut self, store: &Store, table: usize, gradient: &Gradient<'_>) -> Result<()> {
+        let weights = gradient.pooled.sample_weights.unwrap_or(&[]);
+        let count = count_non_finite(store.instructions, gradient.values);
+        let in_weights = count_non_finite(store.instructions, weights);
+        self.non_finite_values += count + in_weights;
+        if count + in_weights == 0 || store.config.non_finite_gradients == NonFinite::Pass {
             return Ok(());
         }
         let table = &store.tables[table].config;
-        let first = gradients.iter().position(|value| !value.is_finite()).unwrap_or(0);
+        let (what, values, width) = if count > 0 {
+            let of = if gradient.pooled.pooling == Pooling::None { "position" } else { "bag" };
+            (of, gradient.values, table.dim)
+        } else {
+            ("position", weights, 1)
+        };
+        let first = values.iter().position(|value| !value.is_finite()).unwrap_or(0);
         Err(Error::new(
             ErrorKind::Input,
-            format!("{count} gradient values are NaN or infinite; no row of this lookup was changed"),
+            format!(
+                "{count} gradient values and {in_weights} sample weights are NaN or infinite; no row was changed. Lower the \
+                 learning rate, or pass them with non_finite_gradients = \"pass\""
+            ),
         )
         .with_context("table", &table.name)
-        .with_context("bag", first / table.dim)
-        .with_context("column", first % table.dim))
+        .with_context(what, first / width)
+        .with_context("column", first % width))
     }
 
     /// One optimizer step with these gradients, table by table.

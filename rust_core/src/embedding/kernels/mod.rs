@@ -1,5 +1,6 @@
-//! Sixteen floats at a time. No kernel uses closures: they would be compiled without the instructions. A kernel is written once over [`Simd`]; the operations are those of IEEE 754 without
-//! contraction, lane by lane, so that every implementation gives the same bits.
+//! Sixteen floats at a time. A kernel is written once over [`Simd`]; the operations are those of IEEE 754 without contraction, lane
+//! by lane, so that every implementation gives the same bits. No closure is around an operation on vectors: it would be compiled
+//! without the instructions.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
