@@ -27,6 +27,8 @@ SECTIONS = {
     "W2L row-wise AdaGrad, rounding stochastic",
     "W3 forward",
     "W3 row-wise AdaGrad",
+    "W3H row-wise AdaGrad, rounding nearest",
+    "W3H row-wise AdaGrad, rounding stochastic",
     "W5 forward",
     "W5 forward, peers on 4 KiB pages",
 }
