@@ -175,6 +175,14 @@ def _one_table(name: str, bags: int, row_type: str) -> Shape:
     return Shape(name=name, title=title, tables=tables, bags=bags, batches=batches, row_type=row_type)
 
 
+def _mixed(name: str, row_type: str) -> Shape:
+    title = f"26 tables of mixed columns and bags in {row_type}"
+    tables = _mixed_tables()
+    return Shape(
+        name=name, title=title, tables=tables, bags=256, batches=8, varied_bags=True, row_type=row_type
+    )
+
+
 SHAPES = {
     shape.name: shape
     for shape in (
@@ -182,23 +190,8 @@ SHAPES = {
         _one_table("W1L", 20_480, "fp32"),
         _one_table("W2", 2_048, "fp16"),
         _one_table("W2L", 20_480, "fp16"),
-        Shape(
-            name="W3",
-            title="26 tables of mixed columns and bags",
-            tables=_mixed_tables(),
-            bags=256,
-            batches=8,
-            varied_bags=True,
-        ),
-        Shape(
-            name="W3H",
-            title="26 tables of mixed columns and bags in fp16",
-            tables=_mixed_tables(),
-            bags=256,
-            batches=8,
-            varied_bags=True,
-            row_type="fp16",
-        ),
+        _mixed("W3", "fp32"),
+        _mixed("W3H", "fp16"),
         Shape(
             name="W5",
             title="uniform ids over 4 GB",

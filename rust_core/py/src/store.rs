@@ -131,7 +131,7 @@ impl Store {
         &self,
         py: Python<'_>,
         lookups: Vec<(usize, Bytes, Bytes)>,
-        mut outs: Vec<(usize, Bytes, Option<Bytes>)>,
+        mut outs: Vec<Side>,
         mode: &str,
     ) -> PyResult<()> {
         let (lookups, outs) = (views(&lookups)?, gathered(&mut outs, pooling(mode)?)?);
@@ -212,12 +212,12 @@ impl Store {
         self.inner.is_resident(table).map_err(to_python)
     }
 
-    fn steps(&self) -> PyResult<u64> {
-        self.inner.steps().map_err(to_python)
+    fn steps(&self, py: Python<'_>) -> PyResult<u64> {
+        py.detach(|| self.inner.steps()).map_err(to_python)
     }
 
-    fn set_steps(&self, steps: u64) -> PyResult<()> {
-        self.inner.set_steps(steps).map_err(to_python)
+    fn set_steps(&self, py: Python<'_>, steps: u64) -> PyResult<()> {
+        py.detach(|| self.inner.set_steps(steps)).map_err(to_python)
     }
 
     #[getter]
@@ -281,25 +281,19 @@ impl Ticket {
     }
 
     #[pyo3(signature = (outs, *, mode))]
-    fn gather(&self, py: Python<'_>, mut outs: Vec<(usize, Bytes, Option<Bytes>)>, mode: &str) -> PyResult<()> {
+    fn gather(&self, py: Python<'_>, mut outs: Vec<Side>, mode: &str) -> PyResult<()> {
         let outs = gathered(&mut outs, pooling(mode)?)?;
         py.detach(|| self.store.gather_all(self.id, outs)).map_err(to_python)
     }
 
     #[pyo3(signature = (gradients, *, mode))]
-    fn accumulate(&self, py: Python<'_>, gradients: Vec<(usize, Bytes, Option<Bytes>)>, mode: &str) -> PyResult<()> {
+    fn accumulate(&self, py: Python<'_>, gradients: Vec<Side>, mode: &str) -> PyResult<()> {
         let gradients = self::gradients(&gradients, pooling(mode)?)?;
         py.detach(|| self.store.accumulate_all(self.id, &gradients)).map_err(to_python)
     }
 
     #[pyo3(signature = (gradients, lr, *, mode))]
-    fn update(
-        &self,
-        py: Python<'_>,
-        gradients: Vec<(usize, Bytes, Option<Bytes>)>,
-        lr: f32,
-        mode: &str,
-    ) -> PyResult<()> {
+    fn update(&self, py: Python<'_>, gradients: Vec<Side>, lr: f32, mode: &str) -> PyResult<()> {
         let gradients = self::gradients(&gradients, pooling(mode)?)?;
         py.detach(|| self.store.update_all(self.id, &gradients, lr)).map_err(to_python)
     }
