@@ -4,7 +4,7 @@ use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use tiermem_core::embedding::{
     Contribution, Instructions, Moments, Noise, OptimizerConfig, PlacedLookup, Pooling, RowShape, RowType, Runtime,
     Scratch, Slab, Step, Threads, coalesce_and_update, count_non_finite, decode_rows, encode_rows,
-    gradient_of_sample_weights, pool_rows,
+    gradient_of_sample_weights, place_ids, pool_rows, rows_of_ids, squared_gradient_norm,
 };
 use tiermem_core::rng::draw;
 
@@ -157,5 +157,31 @@ fn storing(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, pooling, sample_weights, updates, storing);
+fn ids_and_norms(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("row_kernels/ids");
+    group.throughput(Throughput::Elements(IDS as u64));
+    let (slots, offsets) = (slots(), offsets());
+    let ids: Vec<i64> = slots.iter().map(|&slot| i64::from(slot)).collect();
+    let gradients = vec![1e-3f32; offsets.len() * DIM];
+    let contribution = Contribution {
+        slots: &slots,
+        offsets: &offsets,
+        pooling: Pooling::Sum,
+        sample_weights: None,
+        gradients: &gradients,
+    };
+    let mut scratch = Scratch::default();
+    for instructions in Instructions::all() {
+        let level = instructions.level();
+        group.bench_function(format!("place_ids/{level}"), |bencher| bencher.iter(|| place_ids(instructions, &ids, 0)));
+        group
+            .bench_function(format!("rows_of_ids/{level}"), |bencher| bencher.iter(|| rows_of_ids(instructions, &ids)));
+        group.bench_function(format!("squared_gradient_norm/{level}"), |bencher| {
+            bencher.iter(|| squared_gradient_norm(instructions, &[contribution], DIM, &mut scratch));
+        });
+    }
+    group.finish();
+}
+
+criterion_group!(benches, pooling, sample_weights, updates, storing, ids_and_norms);
 criterion_main!(benches);
