@@ -1,0 +1,208 @@
+"""Rows of a step: which are hit where, and which go down. Means per step, part by part."""
+
+import dataclasses
+
+import numpy as np
+import numpy.typing as npt
+
+from tiermem.planner.arrays import Arrays
+from tiermem.planner.geometry import distinct_units
+from tiermem.planner.problem import Assignment
+
+__all__ = ["CacheLevel", "Flows", "at_window", "flows"]
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class CacheLevel:
+    """One caching tier below memory; each float64 [T, 2], zero for parts that it does not cache."""
+
+    arrive: Floats
+    """Rows looked for here."""
+    leave: Floats
+    """Rows that were not found here."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class Flows:
+    """Rows of all parts."""
+
+    rows: Floats
+    """Rows of each part, float64 [T, 2]."""
+    used: Floats
+    """Distinct rows of a step, float64 [T, 2]."""
+    memory_misses: Floats
+    """Rows that are not in memory, float64 [T, 2]."""
+    levels: dict[int, CacheLevel]
+    """By tier; only tiers that cache."""
+    home_reads: Floats
+    """Rows that no cache has, float64 [T, 2]."""
+    misses: Floats
+    """Rows that none of so many batches before asked for, float64 [T, 2, W]."""
+    segment_shares: Floats
+    """Of each segment the share in either part, float64 [T, S, 2]."""
+    segment_misses: Floats
+    """Rows of each segment that are not in memory, float64 [T, S, 2]."""
+    windows: Floats
+    """How many batches a row stays in the caches after its last use, float64 [T, 2]."""
+
+
+def flows(arrays: Arrays, assignment: Assignment) -> Flows:
+    """Follows the rows of a step from memory down to their homes."""
+    first = np.clip(assignment.split_rows[:, None] - arrays.starts, 0, arrays.segment_rows)
+    with np.errstate(invalid="ignore"):
+        share = np.nan_to_num(first / arrays.segment_rows)
+    shares = np.stack([share, 1 - share], axis=2)
+    misses = np.einsum("tsp,tsw->tpw", shares, arrays.misses)
+    held = np.einsum("tsp,tsw->tpw", shares, arrays.held)
+    rows = np.einsum("tsp,ts->tp", shares, arrays.segment_rows)
+    below = assignment.home > 0
+    in_flight = np.full(rows.shape, float(arrays.problem.prefetch_distance))
+    cached = assignment.cached[..., 0] & below
+    window = _windows(arrays, assignment, 0, cached, rows, held, in_flight)
+    window = np.maximum(window, in_flight)
+    memory_misses = np.where(below, at_window(arrays, misses, window), 0.0)
+    memory_window = window
+    arriving, levels = memory_misses, {}
+    for position, tier in enumerate(arrays.tiers[1:-1], start=1):
+        cached = assignment.cached[..., position] & (assignment.home > position)
+        if not tier.has_cache or not cached.any():
+            continue
+        kept = assignment.exclusive[..., None] & cached[..., None]
+        if tier.is_byte:
+            held_here = _held_below(arrays, held, window, arriving, kept)
+            stays = _windows(arrays, assignment, position, cached, rows, held_here, np.zeros_like(window))
+            window = np.where(cached, np.maximum(window, stays), window)
+            leaving = np.where(cached, at_window(arrays, misses, window), arriving)
+        else:
+            leaving = _block_misses(arrays, assignment, position, cached, rows, misses, window, arriving)
+        levels[position] = CacheLevel(np.where(cached, arriving, 0.0), np.where(cached, leaving, 0.0))
+        arriving = leaving
+    return Flows(
+        rows=rows,
+        used=misses[..., 0],
+        memory_misses=memory_misses,
+        levels=levels,
+        home_reads=arriving,
+        segment_shares=shares,
+        segment_misses=shares * _at_windows(arrays, memory_window),
+        misses=misses,
+        windows=window,
+    )
+
+
+def at_window(arrays: Arrays, curves: Floats, window: Floats) -> Floats:
+    """Each curve of [T, 2, W] at its own window of [T, 2]."""
+    grid = arrays.windows
+    upper = np.clip(np.searchsorted(grid, window, side="left"), 1, len(grid) - 1)
+    low, high = grid[upper - 1], grid[upper]
+    weight = np.clip((window - low) / (high - low), 0.0, 1.0)
+    before = np.take_along_axis(curves, (upper - 1)[..., None], axis=2)[..., 0]
+    after = np.take_along_axis(curves, upper[..., None], axis=2)[..., 0]
+    mixed: Floats = before + weight * (after - before)
+    return mixed
+
+
+def _at_windows(arrays: Arrays, window: Floats) -> Floats:
+    """The misses of each segment at the window of either part, float64 [T, S, 2]."""
+    grid = arrays.windows
+    upper = np.clip(np.searchsorted(grid, window, side="left"), 1, len(grid) - 1)
+    weight = np.clip((window - grid[upper - 1]) / (grid[upper] - grid[upper - 1]), 0.0, 1.0)[:, None]
+    table = np.arange(arrays.tables)[:, None]
+    before = arrays.misses[table, :, upper - 1].transpose(0, 2, 1)
+    after = arrays.misses[table, :, upper].transpose(0, 2, 1)
+    mixed: Floats = before + weight * (after - before)
+    return mixed
+
+
+def class_rows(arrays: Arrays, nbytes: float, cacheable: Floats) -> Floats:
+    """Cached rows of each class, as a store splits a budget: one of each, and the rest by size."""
+    row_bytes = arrays.class_row_bytes.astype(np.float64)
+    size = cacheable * row_bytes
+    left = nbytes - float(row_bytes[cacheable > 0].sum())
+    if left < 0 or size.sum() == 0:
+        return np.zeros(arrays.classes)
+    return np.minimum(np.where(cacheable > 0, 1 + left * size / size.sum() / row_bytes, 0.0), cacheable)
+
+
+def _windows(
+    arrays: Arrays,
+    assignment: Assignment,
+    position: int,
+    cached: npt.NDArray[np.bool_],
+    rows: Floats,
+    held: Floats,
+    pinned_window: Floats,
+) -> Floats:
+    """How many batches a row stays after its last use, float64 [T, 2]; 0 where nothing is cached.
+
+    What batches in flight hold does not count in a cache: `pinned_window` of them are left out.
+    """
+    of_class = np.zeros(arrays.classes)
+    np.add.at(of_class, arrays.class_of, np.where(cached, rows, 0.0).sum(axis=1))
+    budget = class_rows(arrays, float(assignment.cache_bytes[position]), of_class)
+    pinned = at_window(arrays, held, pinned_window)
+    window = np.zeros(rows.shape)
+    for number in range(arrays.classes):
+        members = cached & (arrays.class_of == number)[:, None]
+        if not members.any():
+            continue
+        curve = held[members].sum(axis=0)
+        target = budget[number] + pinned[members].sum()
+        stays = np.interp(target, curve, arrays.windows) if target < curve[-1] else arrays.windows[-1]
+        window[members] = stays
+    return window
+
+
+def _held_below(
+    arrays: Arrays, held: Floats, window: Floats, arriving: Floats, exclusive: npt.NDArray[np.bool_]
+) -> Floats:
+    """Rows that a cache below memory has after so many batches, float64 [T, 2, W].
+
+    It sees a row when the row misses above, so not at all for the first `window` batches. An inclusive one keeps the row
+    from then on; an exclusive one gets it only when it leaves above.
+    """
+    grid = arrays.windows
+    above = at_window(arrays, held, window)[..., None]
+    later = np.maximum(held - above, 0.0)
+    copies = arriving[..., None] * np.minimum(grid, window[..., None])
+    return np.where(exclusive, later, later + copies)
+
+
+def _block_misses(
+    arrays: Arrays,
+    assignment: Assignment,
+    position: int,
+    cached: npt.NDArray[np.bool_],
+    rows: Floats,
+    misses: Floats,
+    window: Floats,
+    arriving: Floats,
+) -> Floats:
+    """Rows whose block an lru cache of blocks does not have: a block is used as often as its rows together."""
+    grid = arrays.windows
+    at_home = np.take_along_axis(arrays.rows_per_block, assignment.home, axis=1)
+    block_bytes = np.take_along_axis(arrays.block_bytes, assignment.home, axis=1)
+    blocks = rows / at_home
+    used = distinct_units(arriving, blocks)
+    # A block that nobody used for w batches: none of its rows was.
+    survives = np.stack(
+        [
+            np.where(arriving > 0, at_window(arrays, misses, np.maximum(window, each * at_home)), 0.0)
+            / np.maximum(arriving, 1e-300)
+            for each in grid
+        ],
+        axis=2,
+    )
+    missed = used[..., None] * survives
+    steps = np.diff(grid)
+    grown = steps * (missed[..., :-1] + missed[..., 1:]) / 2 + (missed[..., :-1] - missed[..., 1:]) / 2
+    held = np.concatenate([np.zeros((*grown.shape[:2], 1)), np.cumsum(grown, axis=2)], axis=2)
+    held = np.minimum(held, blocks[..., None])
+    slot = float(block_bytes[cached].max())
+    curve = held[cached].sum(axis=0)
+    target = assignment.cache_bytes[position] / slot
+    stays = np.interp(target, curve, grid) if target < curve[-1] else grid[-1]
+    share = at_window(arrays, survives, np.full(window.shape, stays))
+    return np.where(cached, arriving * share, arriving)

@@ -1,0 +1,93 @@
+"""From prices to an assignment that fits: tables take the cheapest option that there is room for."""
+
+import dataclasses
+
+import numpy as np
+import numpy.typing as npt
+
+from tiermem.planner.arrays import Arrays
+from tiermem.planner.choose import Chooser, Chosen, Menu
+from tiermem.planner.evaluate import used_bytes
+from tiermem.planner.master import Prices
+from tiermem.planner.problem import Assignment
+
+__all__ = ["MENU", "filled", "first_fit", "picked"]
+
+Floats = npt.NDArray[np.float64]
+
+MENU = 16
+"""Options of each table that are considered."""
+
+
+def first_fit(chooser: Chooser, prices: Prices) -> Chosen | None:
+    """Each table takes its cheapest option that fits in what is left, those that lose most by waiting first.
+
+    Returns:
+        `None` if a table finds no room.
+    """
+    arrays = chooser.arrays
+    menu = chooser.menu(prices, len(chooser.options))
+    left = np.array([float(tier.budget_bytes) for tier in arrays.tiers])
+    # Every store keeps a cached row of each width.
+    left[0] -= float(arrays.class_row_bytes.sum())
+    time = menu.prices - menu.bytes @ prices.bytes
+    scarce = menu.bytes[:, 0, :-1].sum(axis=1)
+    worst = np.where(np.isfinite(time), time, -np.inf).max(axis=1)
+    order = np.argsort(-(worst - time[:, 0]) / np.maximum(scarce, 1.0), kind="stable")
+    take = np.zeros(arrays.tables, dtype=np.int64)
+    for table in order:
+        fits = (menu.bytes[table] <= left).all(axis=1) & np.isfinite(menu.prices[table])
+        if not fits.any():
+            return None
+        take[table] = int(np.argmax(fits))
+        left -= menu.bytes[table, take[table]]
+    # What is left goes to the tables that gain most of it.
+    for table in order:
+        own = menu.bytes[table, take[table]]
+        fits = (menu.bytes[table] <= left + own).all(axis=1) & np.isfinite(menu.prices[table])
+        better = int(np.argmin(np.where(fits, time[table], np.inf)))
+        if time[table, better] < time[table, take[table]]:
+            left += own - menu.bytes[table, better]
+            take[table] = better
+    return picked(chooser, menu, take)
+
+
+def picked(chooser: Chooser, menu: Menu, take: npt.NDArray[np.int64]) -> Chosen:
+    """One place of the menu for each table."""
+    table = np.arange(chooser.arrays.tables)
+    return chooser.chosen(0.0, menu.options[table, take], menu.splits[table, take])
+
+
+def filled(arrays: Arrays, assignment: Assignment) -> Assignment:
+    """Spends what is left of each budget: on the next rows of split tables, or on the cache.
+
+    Memory's goes to its cache if anything is cached there.
+    """
+    capacity = np.array([float(tier.budget_bytes) for tier in arrays.tiers])
+    rows = np.concatenate([np.zeros((arrays.tables, 1)), np.cumsum(arrays.segment_rows, axis=1)], axis=1)
+    missed = arrays.misses_at(float(arrays.problem.prefetch_distance))
+    split = assignment.split_rows.copy()
+    for position in range(len(arrays.tiers) - 1):
+        current = dataclasses.replace(assignment, split_rows=split)
+        left = float((capacity - used_bytes(arrays, current))[position])
+        here = np.flatnonzero((assignment.home[:, 0] == position) & (assignment.home[:, 1] > position))
+        if left <= 0 or len(here) == 0 or (position == 0 and assignment.cached[..., 0].any()):
+            continue
+        segment = (rows[here, 1:] <= split[here, None]).sum(axis=1)
+        room = np.minimum(segment, rows.shape[1] - 2)
+        gain = missed[here, room] / np.maximum(arrays.segment_rows[here, room], 1.0)
+        nbytes = arrays.home_bytes_per_row[here, position]
+        for place in np.argsort(-gain / nbytes, kind="stable"):
+            table = here[place]
+            end = int(rows[table, room[place] + 1])
+            more = min(end - int(split[table]), int(left / nbytes[place]), int(arrays.rows[table]) - int(split[table]) - 1)
+            if more > 0:
+                split[table] += more
+                left -= more * nbytes[place]
+    assignment = dataclasses.replace(assignment, split_rows=split)
+    caches = assignment.cache_bytes.copy()
+    spare = capacity - used_bytes(arrays, assignment)
+    for position in range(len(arrays.tiers) - 1):
+        if spare[position] > 0 and assignment.cached[..., position].any():
+            caches[position] += int(spare[position])
+    return dataclasses.replace(assignment, cache_bytes=caches)
