@@ -10,7 +10,7 @@ from tiermem.errors import ConfigError
 
 __all__ = ["Kind", "available", "resolve"]
 
-Kind = Literal["devices", "hierarchies", "experiments", "tables", "traces"]
+Kind = Literal["devices", "hierarchies", "experiments", "plans", "tables", "traces"]
 
 
 def _folder(kind: Kind) -> Path:

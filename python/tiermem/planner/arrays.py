@@ -205,11 +205,16 @@ class Arrays:
         return total
 
     def _check_capacity(self) -> None:
-        slowest = self.tiers[-1]
+        fastest, needed = self.tiers[0], int(self.class_row_bytes.sum())
+        if fastest.budget_bytes < needed:
+            raise CapacityError(
+                f'the budget of tier "{fastest.name}" is {fastest.budget_bytes:,} bytes, and a cached row of each width'
+                f" takes {needed:,}: {needed - fastest.budget_bytes:,} too few; raise it"
+            )
         room = sum(tier.budget_bytes for tier in self.tiers)
-        least = (self.rows[:, None] * self.home_bytes_per_row).min(axis=1).sum()
+        least = float((self.rows[:, None] * self.home_bytes_per_row).min(axis=1).sum())
         if least > room:
             raise CapacityError(
                 f"the tables need {least:,.0f} bytes and all tiers together have {room:,}:"
-                f" {least - room:,.0f} too few; use a larger device for tier \"{slowest.name}\", or fewer rows"
+                f' {least - room:,.0f} too few; use a larger device for tier "{self.tiers[-1].name}", or fewer rows'
             )

@@ -123,8 +123,8 @@ def _demands(arrays: Arrays, assignment: Assignment, found: Flows) -> _Demands:
     training = arrays.problem.training
     scattered = np.zeros_like(found.rows)
     # Rows that leave memory go to the first tier that caches them, what leaves there to the next one, and home.
-    descending = np.where(assignment.home > 0, found.memory_misses, 0.0) if training else scattered
-    clean_too = np.where(assignment.home > 0, found.memory_misses, 0.0)
+    clean_too = np.where(assignment.home > 0, found.memory_leaves, 0.0)
+    descending = clean_too if training else scattered
     for position, level in found.levels.items():
         cached = assignment.cached[..., position] & (assignment.home > position)
         exclusive = assignment.exclusive & cached
@@ -134,7 +134,7 @@ def _demands(arrays: Arrays, assignment: Assignment, found: Flows) -> _Demands:
             arriving = np.where(exclusive, clean_too, np.where(cached, descending, 0.0))
             demands.rows(position, hits, scattered, read=True, waited=True)
             demands.rows(position, filled + arriving, scattered, read=False, waited=False)
-            leaving = np.where(cached, level.leave, 0.0)
+            leaving = level.pushed
             demands.rows(position, leaving if training else scattered, scattered, read=True, waited=False)
             descending = np.where(cached, leaving if training else 0.0, descending)
         else:

@@ -22,6 +22,8 @@ class CacheLevel:
     """Rows looked for here."""
     leave: Floats
     """Rows that were not found here."""
+    pushed: Floats
+    """Rows that leave the tier: as many, once it is full."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -34,6 +36,8 @@ class Flows:
     """Distinct rows of a step, float64 [T, 2]."""
     memory_misses: Floats
     """Rows that are not in memory, float64 [T, 2]."""
+    memory_leaves: Floats
+    """Rows that leave memory, float64 [T, 2]: as many, once its cache is full."""
     levels: dict[int, CacheLevel]
     """By tier; only tiers that cache."""
     home_reads: Floats
@@ -60,10 +64,11 @@ def flows(arrays: Arrays, assignment: Assignment) -> Flows:
     below = assignment.home > 0
     in_flight = np.full(rows.shape, float(arrays.problem.prefetch_distance))
     cached = assignment.cached[..., 0] & below
-    window = _windows(arrays, assignment, 0, cached, rows, held, in_flight)
+    window, full = _windows(arrays, assignment, 0, cached, rows, held, in_flight)
     window = np.maximum(window, in_flight)
     memory_misses = np.where(below, at_window(arrays, misses, window), 0.0)
     memory_window = window
+    memory_leaves = np.where(full | ~cached, memory_misses, 0.0)
     arriving, levels = memory_misses, {}
     for position, tier in enumerate(arrays.tiers[1:-1], start=1):
         cached = assignment.cached[..., position] & (assignment.home > position)
@@ -72,17 +77,23 @@ def flows(arrays: Arrays, assignment: Assignment) -> Flows:
         kept = assignment.exclusive[..., None] & cached[..., None]
         if tier.is_byte:
             held_here = _held_below(arrays, held, window, arriving, kept)
-            stays = _windows(arrays, assignment, position, cached, rows, held_here, np.zeros_like(window))
+            stays, full = _windows(arrays, assignment, position, cached, rows, held_here, np.zeros_like(window))
             window = np.where(cached, np.maximum(window, stays), window)
             leaving = np.where(cached, at_window(arrays, misses, window), arriving)
         else:
             leaving = _block_misses(arrays, assignment, position, cached, rows, misses, window, arriving)
-        levels[position] = CacheLevel(np.where(cached, arriving, 0.0), np.where(cached, leaving, 0.0))
+            full = cached
+        levels[position] = CacheLevel(
+            np.where(cached, arriving, 0.0),
+            np.where(cached, leaving, 0.0),
+            np.where(cached & full, leaving, 0.0),
+        )
         arriving = leaving
     return Flows(
         rows=rows,
         used=misses[..., 0],
         memory_misses=memory_misses,
+        memory_leaves=memory_leaves,
         levels=levels,
         home_reads=arriving,
         segment_shares=shares,
@@ -134,8 +145,8 @@ def _windows(
     rows: Floats,
     held: Floats,
     pinned_window: Floats,
-) -> Floats:
-    """How many batches a row stays after its last use, float64 [T, 2]; 0 where nothing is cached.
+) -> tuple[Floats, npt.NDArray[np.bool_]]:
+    """How many batches a row stays after its last use, float64 [T, 2], and whether its cache is full; 0 where nothing is cached.
 
     What batches in flight hold does not count in a cache: `pinned_window` of them are left out.
     """
@@ -143,7 +154,7 @@ def _windows(
     np.add.at(of_class, arrays.class_of, np.where(cached, rows, 0.0).sum(axis=1))
     budget = class_rows(arrays, float(assignment.cache_bytes[position]), of_class)
     pinned = at_window(arrays, held, pinned_window)
-    window = np.zeros(rows.shape)
+    window, full = np.zeros(rows.shape), np.zeros(rows.shape, dtype=np.bool_)
     for number in range(arrays.classes):
         members = cached & (arrays.class_of == number)[:, None]
         if not members.any():
@@ -152,7 +163,8 @@ def _windows(
         target = budget[number] + pinned[members].sum()
         stays = np.interp(target, curve, arrays.windows) if target < curve[-1] else arrays.windows[-1]
         window[members] = stays
-    return window
+        full[members] = arrays.problem.steady or target < curve[-1]
+    return window, full
 
 
 def _held_below(

@@ -15,13 +15,12 @@ from tiermem.config import Config, Hierarchy, Placement, TablePlacement
 from tiermem.config.base import load_toml
 from tiermem.errors import ConfigError
 from tiermem.planner.arrays import Arrays
-from tiermem.planner.evaluate import Prediction
 from tiermem.planner.problem import Assignment, Problem
 from tiermem.planner.profile import AccessProfile
 from tiermem.planner.solve import Solution
 from tiermem.results import digest, write_text
 
-__all__ = ["Plan", "PlannedTier", "assignment_of", "input_hash", "new_numbers", "plan_of", "run_hierarchy"]
+__all__ = ["Plan", "PlannedTier", "assignment_of", "input_hash", "new_numbers", "placement_of", "plan_of", "run_hierarchy"]
 
 FORMAT = 1
 _DIGITS = 6
@@ -140,6 +139,7 @@ def input_hash(problem: Problem) -> str:
             "dense_ns": problem.dense_ns,
             "prefetch_distance": problem.prefetch_distance,
             "training": problem.training,
+            "steady": problem.steady,
             "planner": _versions(),
         }
     )
@@ -179,14 +179,15 @@ def plan_of(solution: Solution) -> Plan:
             if is_renumbered
         ),
         why={
-            table.name: _why(arrays, assignment, prediction, number)
+            table.name: _why(arrays, assignment, number)
             for number, table in enumerate(problem.profile.tables)
         },
-        placement=_placement(arrays, assignment),
+        placement=placement_of(arrays, assignment),
     )
 
 
-def _placement(arrays: Arrays, assignment: Assignment) -> Placement:
+def placement_of(arrays: Arrays, assignment: Assignment) -> Placement:
+    """The placement that a store needs for an assignment."""
     parts = []
     names = [tier.name for tier in arrays.tiers]
     for number, table in enumerate(arrays.problem.profile.tables):
@@ -241,25 +242,25 @@ def assignment_of(plan: Plan, arrays: Arrays) -> Assignment:
     )
 
 
-def run_hierarchy(hierarchy: Hierarchy, plan: Plan) -> Hierarchy:
-    """The hierarchy with the cache budgets of a plan."""
-    caches = {tier.name: tier.cache_bytes for tier in plan.tiers}
+def run_hierarchy(hierarchy: Hierarchy, assignment: Assignment) -> Hierarchy:
+    """The hierarchy with the cache budgets of an assignment; a tier that caches nothing is only a home."""
     tiers = []
-    for position, tier in enumerate(hierarchy.tiers):
-        nbytes = caches[tier.name]
+    for position, (tier, nbytes) in enumerate(zip(hierarchy.tiers, assignment.cache_bytes.tolist(), strict=True)):
         is_cache = position == 0 or nbytes > 0
         tiers.append(tier.replace(cache=max(1, nbytes) if is_cache else None))
     return hierarchy.replace(tiers=tuple(tiers))
 
 
-def new_numbers(profile: AccessProfile, names: tuple[str, ...]) -> list[npt.NDArray[np.int64] | None]:
-    """New number of each row, int64 [rows], of the tables that a plan renumbers; `None` for the others.
+def new_numbers(
+    profile: AccessProfile, renumbered: npt.NDArray[np.bool_]
+) -> list[npt.NDArray[np.int64] | None]:
+    """New number of each row, int64 [rows], of the tables that are renumbered; `None` for the others.
 
     Rows that the profile ranks come first, by rank; the others follow in order of their number.
     """
     found: list[npt.NDArray[np.int64] | None] = []
-    for table in profile.tables:
-        if table.name not in names:
+    for table, is_renumbered in zip(profile.tables, renumbered, strict=True):
+        if not is_renumbered:
             found.append(None)
             continue
         numbers = np.full(table.rows, -1, dtype=np.int64)
@@ -270,7 +271,7 @@ def new_numbers(profile: AccessProfile, names: tuple[str, ...]) -> list[npt.NDAr
     return found
 
 
-def _why(arrays: Arrays, assignment: Assignment, prediction: Prediction, number: int) -> str:
+def _why(arrays: Arrays, assignment: Assignment, number: int) -> str:
     """One sentence: what the table needs, and what that is worth."""
     table = arrays.problem.profile.tables[number]
     names = [tier.name for tier in arrays.tiers]

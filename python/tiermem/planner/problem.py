@@ -27,6 +27,8 @@ class Problem:
     """Batches fetched ahead; 0: only when they are needed."""
     training: bool = True
     """Whether rows are updated."""
+    steady: bool = True
+    """Whether caches have been filled long ago; otherwise a cache that the profiled batches do not fill lets nothing go."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True, eq=False)

@@ -1,8 +1,8 @@
-"""The committed generator of configurations on which plans are verified: tables, a stream of ids, a hierarchy.
+"""The generator of configurations on which plans are verified: tables, a stream of ids, a hierarchy.
 
 Everything follows from a seed and the number of a case. Half of the cases have independent draws (Zipf over a
-random order of the rows), half drift as `tiermem.config.synth.DriftLaw` does. Unlike in a generated trace, each
-table has a law of its own.
+random order of the rows), half drift as `tiermem.config.synth.DriftLaw` does. Unlike in a generated trace,
+each table has a law of its own.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ _CALIBRATION_SEED = 1008
 _DRAM = "dram-ddr5-4800"
 _DRAM_SHARE = 0.1
 _DENSE_NS = 20_000
-"""Small beside the time that devices need, as in a model whose embeddings dominate (chosen, not measured)."""
+"""Assumed: small beside the time that devices need, so that the placement is what decides."""
 _LR = 0.05
 _FLAT_SHARE = 0.15
 _ROWS = (2_000, 60_000)
@@ -83,11 +83,11 @@ class PlanCase:
     dense_ns: int = _DENSE_NS
     """Dense work of a step."""
     profile_batches: int = 120
-    """From the first one on. The measurement begins where they end."""
+    """From the first one on; the measured ones follow."""
     warm_up_steps: int = 60
-    """The last ones of these."""
+    """On the last of the profiled batches."""
     steps: int = 60
-    """Measured."""
+    """Measured steps."""
 
     @property
     def name(self) -> str:
@@ -131,7 +131,7 @@ class PlanCase:
 
 
 def plan_cases(seed: int = _SEED, count: int = CASES) -> list[PlanCase]:
-    """The first cases of a seed, independent and drifting streams in turn; both kinds get each hierarchy as often."""
+    """The first cases of a seed: independent and drifting streams in turn, hierarchies two by two."""
     hierarchies = _generator(seed, 0, 0, _HIERARCHY, 0).permutation(len(_HIERARCHIES))
     return [
         _case(seed, number, _HIERARCHIES[hierarchies[number // 2 % len(hierarchies)]])

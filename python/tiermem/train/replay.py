@@ -89,9 +89,9 @@ def replay(
 ) -> Replayed:
     """Runs a placement on a stream of batches as the trainer does, with gradients of zero and one thread.
 
-    All rows exist before the first step, so that each read is a real one. One pipeline runs through warm-up and
-    measured steps, and on: when the measurement begins and when it ends, a step has just given its rows back,
-    and `prefetch_distance` batches are under way.
+    All rows exist before the first step, so that each read is a real one. One pipeline runs through warm-up
+    and measured steps, and on: when the measurement begins and when it ends, a step has just given its rows
+    back, and `prefetch_distance` batches are under way.
 
     Args:
         tables: the tables; entry n of a batch has the bags of table n.
@@ -159,7 +159,7 @@ class _Stepper:
         self.tickets = deque(store.prefetch(asked) for asked in itertools.islice(lookups, ahead))
 
     def step(self) -> None:
-        """Fetches one batch, in the order of `TieredEmbeddingBagCollection.pipeline`, and trains on the oldest."""
+        """Fetches a batch and trains on the oldest, as on the `pipeline` of a collection."""
         store = self.store
         self.tickets.append(store.prefetch(next(self.lookups)))
         ticket = self.tickets.popleft()

@@ -1,0 +1,71 @@
+"""What to plan: a trace, a hierarchy with budgets, and how a step runs."""
+
+import os
+from collections.abc import Sequence
+from typing import Annotated, Any, Self
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from tiermem.config.base import Config, DurationNs, load_toml, merge_overrides
+from tiermem.config.hierarchy import Budget, Hierarchy
+from tiermem.config.names import resolve
+from tiermem.config.optimizer import OptimizerConfig, RowWiseAdagrad
+
+__all__ = ["PlanConfig"]
+
+
+def _hierarchy(value: object) -> object:
+    return Hierarchy.load(value) if isinstance(value, str | os.PathLike) else value
+
+
+class PlanConfig(Config):
+    """A planning job, `emulator_configs/plans/NAME.toml`.
+
+    The budget of a tier is what a plan may use of it in all, for homes, cache and new numbers of rows.
+    """
+
+    description: str = ""
+    """What it is, for people."""
+    trace: str
+    """A trace file. The bytes of its rows are those of whole images: fp32 weights and optimizer state."""
+    profile_share: float = Field(default=0.6, gt=0, lt=1)
+    """Share of the trace's batches, from the first one on, that the plan is made from. The others verify it."""
+    hierarchy: Annotated[Hierarchy, BeforeValidator(_hierarchy)]
+    """A name, a path, or a table with the contents of a hierarchy file."""
+    budgets: dict[str, Budget] = Field(default_factory=dict)
+    """Budgets by tier name; replace the hierarchy's."""
+    optimizer: OptimizerConfig = RowWiseAdagrad(lr=0.05)
+    """Whose state is part of a row."""
+    training: bool = True
+    """Whether rows are updated."""
+    prefetch_distance: int = Field(default=1, ge=0, le=64)
+    """Batches fetched ahead; 0: only when they are needed."""
+    dense_ns_per_step: DurationNs
+    """Dense work of a step; an integer of nanoseconds, or a string such as "2ms"."""
+    source: str
+    """Where that number comes from, or the word assumed."""
+    milp_seconds: float = Field(default=0.0, ge=0)
+    """How long the integer program may look for better whole-table choices; 0: not at all."""
+    seed: int = Field(default=1, ge=0)
+    """Of the random baseline, and of latency draws."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.hierarchy.clock != "virtual":
+            raise ValueError("a plan is verified in virtual time; leave hierarchy.clock out")
+        return self
+
+    @classmethod
+    def load(cls, name_or_path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Self:
+        """A shipped job by name, or a file, with `path.to.key=value` overrides.
+
+        Raises:
+            ConfigError: names the file, the key, and what is wrong.
+        """
+        path = resolve("plans", name_or_path)
+        values: dict[str, Any] = merge_overrides(load_toml(path), overrides)
+        return cls.from_mapping(values, where=path.name)
+
+    def effective_hierarchy(self) -> Hierarchy:
+        """The hierarchy with the job's budgets."""
+        return self.hierarchy.with_budgets(self.budgets)
