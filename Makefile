@@ -37,7 +37,7 @@ $(VENV)/.installed: $(VENV)/.set-up $(RUST_SOURCES) $(PYTHON_SOURCES)
 	@rm -rf dist
 	$(BIN)/maturin build --release --locked --quiet --out dist --interpreter $(BIN)/python
 	@echo "==> installing the wheel into $(VENV)"
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --reinstall-package tiermem "$$(ls dist/*.whl)[train,report]" $(TORCH)
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --reinstall-package tiermem "$$(ls dist/*.whl)[train,report,plan]" $(TORCH)
 	@touch $@
 
 wheel: $(VENV)/.installed

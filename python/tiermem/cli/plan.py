@@ -7,21 +7,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tiermem.cli.common import Output, add_output_options, add_override_option, refuse_overwriting
+from tiermem.cli.plan_tables import say_plan
 from tiermem.config.names import available
 from tiermem.config.plan import PlanConfig
 from tiermem.errors import ConfigError
-from tiermem.report import Table
 
 if TYPE_CHECKING:
+    from tiermem.data.accesses import Batch
+    from tiermem.data.trace_file import TraceReader
     from tiermem.planner.plan import Plan
-    from tiermem.planner.problem import Problem
     from tiermem.planner.profile import AccessProfile
     from tiermem.planner.solve import Candidate, Solution
     from tiermem.train.verify import Verified
 
 __all__ = ["add"]
-
-_TABLES_SHOWN = 20
 
 
 def add(verbs: "argparse._SubParsersAction[Any]") -> None:
@@ -35,7 +34,9 @@ def add(verbs: "argparse._SubParsersAction[Any]") -> None:
     parser.add_argument("--config", required=True, metavar="FILE", help="a planning job, or a shipped name")
     add_override_option(parser, "replace one value, e.g. trace=mine.tmtrace, budgets.dram=0.05")
     parser.add_argument("--plan", metavar="FILE", help="take this plan instead of making one")
-    parser.add_argument("--profile", metavar="FILE", help="take this profile instead of making one of the trace")
+    parser.add_argument(
+        "--profile", metavar="FILE", help="take this profile instead of making one of the trace"
+    )
     parser.add_argument("--save-profile", metavar="FILE", help="write the profile, to plan from it again")
     parser.add_argument("--out", metavar="FILE", help="write the plan")
     parser.add_argument(
@@ -54,7 +55,9 @@ def _run(options: argparse.Namespace) -> int:
     from tiermem.planner.problem import Problem  # noqa: PLC0415
     from tiermem.planner.solve import solve  # noqa: PLC0415
 
-    inputs = [name for name in (config.trace, options.plan, options.profile, options.config) if name is not None]
+    inputs = [
+        name for name in (config.trace, options.plan, options.profile, options.config) if name is not None
+    ]
     refuse_overwriting([options.out, options.save_profile, options.json], inputs)
     output = Output(options)
     reader = TraceReader(config.trace)
@@ -79,8 +82,16 @@ def _run(options: argparse.Namespace) -> int:
     if options.out is not None:
         plan.save(options.out)
     chosen = _chosen(solution, plan) if options.plan is not None else solution.chosen
-    verified = _verified(config, solution, chosen, reader, profiled, batches) if options.verify else []
-    _say(output, problem, solution, plan, chosen, verified)
+    verified = []
+    if options.verify:
+        if batches - profiled - config.prefetch_distance < 1:
+            raise ConfigError(
+                f"{config.trace} has {batches} batches, of which {profiled} are profiled: none is left"
+                f" to verify with {config.prefetch_distance} fetched ahead; lower profile_share, or use a"
+                " longer trace"
+            )
+        verified = _verified(config, solution, chosen, list(reader), profiled)
+    say_plan(output, solution, plan, chosen, verified)
     if options.out is not None:
         output.result(f"plan: {options.out}")
     output.document(_document(plan, solution, verified))
@@ -88,7 +99,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _profile(
-    options: argparse.Namespace, config: PlanConfig, reader: Any, profiled: int  # noqa: ANN401 (TraceReader, lazy)
+    options: argparse.Namespace, config: PlanConfig, reader: "TraceReader", profiled: int
 ) -> "AccessProfile":
     from tiermem.planner.profile import AccessProfile  # noqa: PLC0415 (loads numpy)
     from tiermem.planner.profiling import profile_batches  # noqa: PLC0415
@@ -102,8 +113,8 @@ def _profile(
     for table in profile.tables:
         if there.pop(table.name, None) != (table.rows, table.row_bytes):
             raise ConfigError(
-                f'{options.profile} is a profile for other tables: it has "{table.name}" with {table.rows} rows of'
-                f" {table.row_bytes} bytes, and {config.trace} has not; profile this trace"
+                f'{options.profile} is a profile for other tables: it has "{table.name}" with {table.rows}'
+                f" rows of {table.row_bytes} bytes, and {config.trace} has not; profile this trace"
             )
     if there:
         raise ConfigError(f'{options.profile} is a profile for other tables: it lacks "{next(iter(there))}"')
@@ -137,19 +148,13 @@ def _verified(
     config: PlanConfig,
     solution: "Solution",
     chosen: "Candidate",
-    reader: Any,  # noqa: ANN401 (TraceReader, lazy)
+    batches: "list[Batch]",
     profiled: int,
-    batches: int,
 ) -> "list[Verified]":
     from tiermem.planner.arrays import Arrays  # noqa: PLC0415
     from tiermem.planner.evaluate import evaluate  # noqa: PLC0415
     from tiermem.train.verify import store_tables, verify  # noqa: PLC0415 (loads torch)
 
-    if batches - profiled - config.prefetch_distance < 1:
-        raise ConfigError(
-            f"{config.trace} has {batches} batches, of which {profiled} are profiled: none is left to verify"
-            f" with {config.prefetch_distance} fetched ahead; lower profile_share, or use a longer trace"
-        )
     # The caches are as the profiled batches leave them.
     arrays = Arrays(dataclasses.replace(solution.arrays.problem, steady=False))
     candidates = [
@@ -161,110 +166,10 @@ def _verified(
         candidates,
         store_tables(solution.arrays.problem.profile),
         optimizer=config.optimizer,
-        batches=list(reader),
+        batches=batches,
         warm_up_steps=profiled,
         seed=config.seed,
     )
-
-
-def _say(
-    output: Output,
-    problem: "Problem",
-    solution: "Solution",
-    plan: "Plan",
-    chosen: "Candidate",
-    verified: "list[Verified]",
-) -> None:
-    output.table(_steps(solution, chosen, verified))
-    output.table(_tiers(plan, verified))
-    output.table(_homes(problem, plan), wrap_last=True)
-    prediction = chosen.prediction
-    output.result(
-        f"predicted step {prediction.step_ns / 1e3:,.1f} us: {_breakdown(prediction.parts)};"
-        f" bound by {prediction.binding}"
-    )
-    gap = prediction.step_ns / solution.bound.step_ns - 1
-    output.result(f"no plan is shorter than {solution.bound.step_ns / 1e3:,.1f} us: this one is within {gap:.1%}")
-    if solution.milp_gap is not None:
-        output.result(f"the integer program stopped with its incumbent within {solution.milp_gap:.2%}")
-    if verified:
-        first = verified[0]
-        output.result(
-            f"measured in the emulator: {first.measured.step_ns / 1e3:,.1f} us over {first.measured.steps} steps;"
-            f" the prediction is off by {first.error:+.1%}"
-        )
-    output.result(f"input hash {plan.input_hash}")
-
-
-def _breakdown(parts: dict[str, float]) -> str:
-    return ", ".join(f"{name} {value / 1e3:,.1f}" for name, value in parts.items())
-
-
-def _steps(solution: "Solution", chosen: "Candidate", verified: "list[Verified]") -> Table:
-    measured = {each.candidate.name: each for each in verified}
-    own = solution.candidates[0]
-    rows = []
-    for label, candidate in (
-        ("this plan", chosen),
-        *((each.name, each) for each in solution.baselines),
-        ("greedy fill", own),
-    ):
-        found = verified[0] if verified and label == "this plan" else measured.get(candidate.name)
-        is_run = found is not None and label != "greedy fill"
-        rows.append(
-            (
-                label,
-                f"{candidate.prediction.step_ns / 1e3:,.1f}",
-                f"{solution.arrays.problem.profile.bags / candidate.prediction.step_ns * 1e9:,.0f}",
-                f"{found.candidate.prediction.step_ns / 1e3:,.1f}" if found is not None and is_run else "-",
-                f"{found.measured.step_ns / 1e3:,.1f}" if found is not None and is_run else "-",
-                f"{found.error:+.1%}" if found is not None and is_run else "-",
-            )
-        )
-    heads = ("plan", "predicted step, us", "samples/s", "as run, us", "emulated, us", "error")
-    note = (
-        "predicted for a long run; as run: with the caches as the profiled batches leave them, which is what is emulated"
-        if verified
-        else ""
-    )
-    return Table("Steps", heads, tuple(rows), note)
-
-
-def _tiers(plan: "Plan", verified: "list[Verified]") -> Table:
-    measured = {tier.name: tier for tier in verified[0].measured.tiers} if verified else {}
-    rows = []
-    for tier in plan.tiers:
-        found = measured.get(tier.name)
-        rows.append(
-            (
-                tier.name,
-                f"{tier.home_bytes / 1e6:,.1f}",
-                f"{tier.cache_bytes / 1e6:,.1f}",
-                f"{tier.hit_rate:.1%}",
-                f"{tier.reads:,.0f}" if tier.reads else "-",
-                f"{found.reads:,.0f}" if found is not None and tier.reads else "-",
-                f"{tier.writes:,.0f}" if tier.writes else "-",
-                f"{found.writes:,.0f}" if found is not None and tier.writes else "-",
-                f"{tier.time_ns / 1e3:,.1f}",
-            )
-        )
-    heads = (
-        "tier", "homes, MB", "cache, MB", "hit rate", "reads", "emulated", "writes", "emulated", "time, us",
-    )  # fmt: skip
-    return Table("Tiers, per step", heads, tuple(rows))
-
-
-def _homes(problem: "Problem", plan: "Plan") -> Table:
-    tables = sorted(
-        problem.profile.tables, key=lambda table: -float(table.distinct.sum()) * table.row_bytes
-    )
-    rows = [
-        (table.name, f"{table.rows:,}", f"{table.rows * table.row_bytes / 1e6:,.1f}", plan.why[table.name])
-        for table in tables[:_TABLES_SHOWN]
-    ]
-    left = len(tables) - len(rows)
-    note = f"and {left} tables that need less; the plan file has all" if left > 0 else ""
-    return Table("Tables, those that need most first", ("table", "rows", "MB", "why it is where it is"), tuple(rows), note)
 
 
 def _document(plan: "Plan", solution: "Solution", verified: "list[Verified]") -> dict[str, Any]:

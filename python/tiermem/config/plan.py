@@ -29,7 +29,7 @@ class PlanConfig(Config):
     trace: str
     """A trace file. The bytes of its rows are those of whole images: fp32 weights and optimizer state."""
     profile_share: float = Field(default=0.6, gt=0, lt=1)
-    """Share of the trace's batches, from the first one on, that the plan is made from. The others verify it."""
+    """Share of the batches, from the first one on, that the plan is made from. The others verify it."""
     hierarchy: Annotated[Hierarchy, BeforeValidator(_hierarchy)]
     """A name, a path, or a table with the contents of a hierarchy file."""
     budgets: dict[str, Budget] = Field(default_factory=dict)

@@ -1,16 +1,19 @@
-"""How long a device takes for the requests of a step, in closed form: what the emulator computes event by event.
+"""How long a device takes for the requests of a step, in closed form.
 
-Each stage of `docs/design/device-model.md` is a queue with a constant service time. With many requests outstanding at
-random places, a media unit is near an M/D/1 queue; the requests in all stages add up to the queue depth (Little's
-law), which gives the throughput. A step reads, and then writes: the two phases overlap by as much as is outstanding when
-one follows the other, and the write buffer goes on draining. A memory with measured curves takes the emulator's own formula.
+Each stage of `docs/design/device-model.md` is a queue with a constant service time. With many requests
+outstanding at random places, a media unit is near an M/D/1 queue; the requests in all stages add up to the
+queue depth (Little's law), which gives the throughput. A step reads, and then writes: the two phases overlap
+by as much as is outstanding when one follows the other, and the write buffer goes on draining. A memory with
+measured curves takes the emulator's own formula.
 """
 
 import dataclasses
 import functools
+import itertools
 import math
 
 from tiermem.config import DeviceSpec
+from tiermem.config.device import ReadSpec, WriteSpec
 
 __all__ = ["READ_STAGES", "WRITE_STAGES", "Demand", "DeviceService"]
 
@@ -27,7 +30,8 @@ _BLOCK_BYTES = 4096
 class Demand:
     """What a step asks of a device; means, so fractions are fine.
 
-    Bytes are those of the link. `read_accesses` and `write_accesses` are pages, which are what media units serve.
+    Bytes are those of the link. `read_accesses` and `write_accesses` are pages, which are what media units
+    serve.
     """
 
     reads: float = 0.0
@@ -113,7 +117,7 @@ class DeviceService:
 
     @functools.cached_property
     def overlap_ns(self) -> float:
-        """By how much reading and writing overlap in a step, if both take longer: what is outstanding, twice."""
+        """By how much reading and writing overlap in a step, if both take longer."""
         if self.spec.curves:
             return 0.0
         nbytes = self.spec.granule_bytes if self.spec.kind == "byte" else _BLOCK_BYTES
@@ -165,10 +169,10 @@ class DeviceService:
         """Of one read of the reference size on an idle device."""
         return float(self.spec.read.latency_ns)
 
-    def _commands_ns(self, requests: float, nbytes: float, direction: object) -> float:
-        command_ns, small_bytes = direction.command_ns, direction.small_bytes  # type: ignore[attr-defined]
+    def _commands_ns(self, requests: float, nbytes: float, direction: ReadSpec | WriteSpec) -> float:
+        command_ns, small_bytes = direction.command_ns, direction.small_bytes
         is_small = requests > 0 and nbytes / requests <= small_bytes
-        return requests * (direction.small_command_ns if is_small else command_ns)  # type: ignore[attr-defined]
+        return requests * (direction.small_command_ns if is_small else command_ns)
 
     def _media_ns(self, demand: Demand) -> float:
         """Of one access."""
@@ -208,7 +212,7 @@ class DeviceService:
         return work_ns
 
     def _closed_loop_ns(self, demand: Demand, drained_ns: float = 0.0) -> float:
-        """Time at which the requests in all stages add up to the queue depth, for reads alone or writes alone.
+        """Time at which what is in all stages adds up to the queue depth, for reads alone or writes alone.
 
         A drain that goes on for `drained_ns` afterwards holds nobody up.
         """
@@ -260,7 +264,7 @@ class DeviceService:
         # The latency's logarithm is linear in that of the survival probability, as in the emulator.
         (p0, ns0), (p1, ns1) = below[-1], above[0]
         weight = math.log((1 - p0) / (1 - probability)) / math.log((1 - p0) / (1 - p1))
-        return ns0 * (ns1 / ns0) ** weight
+        return float(ns0 * (ns1 / ns0) ** weight)
 
     def _curve_ns(self, demand: Demand) -> float:
         """As `CurveFamily::batch_ps`: reads, then writes, each as one batch."""
@@ -286,7 +290,7 @@ class DeviceService:
 
 def _closed(curve: tuple[tuple[float, float], ...], target: float) -> tuple[float, float]:
     """Where latency x bandwidth is `target` bytes: latency in ns and bytes per ns."""
-    for (x0, l0), (x1, l1) in zip(curve, curve[1:], strict=False):
+    for (x0, l0), (x1, l1) in itertools.pairwise(curve):
         if x1 * l1 >= target:
             slope = (l1 - l0) / (x1 - x0)
             linear = l0 - slope * x0
@@ -302,7 +306,7 @@ def _interpolate(points: tuple[tuple[int, int], ...], at: float) -> float:
     """Straight lines between points, constant outside."""
     if at <= points[0][0]:
         return float(points[0][1])
-    for (x0, y0), (x1, y1) in zip(points, points[1:], strict=False):
+    for (x0, y0), (x1, y1) in itertools.pairwise(points):
         if at <= x1:
             return y0 + (y1 - y0) * (at - x0) / (x1 - x0)
     return float(points[-1][1])

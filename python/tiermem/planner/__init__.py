@@ -1,0 +1,1 @@
+"""Which rows live where, how large each cache is, what a step costs, and what the bound is."""

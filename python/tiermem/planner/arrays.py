@@ -107,7 +107,8 @@ class Arrays:
         # The sum of a straight line over whole numbers, its end left out.
         grown = steps * (before + after) / 2 + (before - after) / 2
         held = np.concatenate([np.zeros((*grown.shape[:2], 1)), np.cumsum(grown, axis=2)], axis=2)
-        return np.minimum(held, self.segment_rows[..., None])
+        bounded: Floats = np.minimum(held, self.segment_rows[..., None])
+        return bounded
 
     def misses_at(self, window: float) -> Floats:
         """`misses` at any number of batches, float64 [T, S]."""
@@ -138,7 +139,8 @@ class Arrays:
     def home_bytes_per_row(self) -> Floats:
         """float64 [T, K]: bytes on the device for a row at home, spare room of a log included."""
         spare = np.array([1 + tier.spare if tier.is_log else 1.0 for tier in self.tiers])
-        return self.block_bytes / self.rows_per_block * spare
+        per_row: Floats = self.block_bytes / self.rows_per_block * spare
+        return per_row
 
     @functools.cached_property
     def _blocks(self) -> tuple[Floats, Floats]:
@@ -167,7 +169,9 @@ class Arrays:
         np.add.at(of_class, self.class_of, (rows * (assignment.home > 0)).sum(axis=1))
         left, total = float(self.problem.hierarchy.staging_bytes), 0.0
         needs = sorted(
-            (count * nbytes, nbytes) for count, nbytes in zip(of_class, self.class_row_bytes, strict=True) if count
+            (count * nbytes, nbytes)
+            for count, nbytes in zip(of_class, self.class_row_bytes, strict=True)
+            if count
         )
         for number, (need, nbytes) in enumerate(needs):
             taken = min(need, left / (len(needs) - number))
@@ -200,7 +204,11 @@ class Arrays:
         for count, each_pages, each_bytes in zip(rows, pages, row_bytes, strict=True):
             if count > 0:
                 key = "read" if reads else "write"
-                values = {f"{key}s": count, f"{key}_bytes": count * each_bytes, f"{key}_accesses": count * each_pages}
+                values = {
+                    f"{key}s": count,
+                    f"{key}_bytes": count * each_bytes,
+                    f"{key}_accesses": count * each_pages,
+                }
                 total += service.burst_ns(Demand(**values))
         return total
 
@@ -208,13 +216,14 @@ class Arrays:
         fastest, needed = self.tiers[0], int(self.class_row_bytes.sum())
         if fastest.budget_bytes < needed:
             raise CapacityError(
-                f'the budget of tier "{fastest.name}" is {fastest.budget_bytes:,} bytes, and a cached row of each width'
-                f" takes {needed:,}: {needed - fastest.budget_bytes:,} too few; raise it"
+                f'tier "{fastest.name}" has a budget of {fastest.budget_bytes:,} bytes, and a cached row of'
+                f" each width takes {needed:,}: {needed - fastest.budget_bytes:,} too few; raise it"
             )
         room = sum(tier.budget_bytes for tier in self.tiers)
         least = float((self.rows[:, None] * self.home_bytes_per_row).min(axis=1).sum())
         if least > room:
+            slowest = self.tiers[-1].name
             raise CapacityError(
                 f"the tables need {least:,.0f} bytes and all tiers together have {room:,}:"
-                f' {least - room:,.0f} too few; use a larger device for tier "{self.tiers[-1].name}", or fewer rows'
+                f' {least - room:,.0f} too few; use a larger device for tier "{slowest}", or fewer rows'
             )

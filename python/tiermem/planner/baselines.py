@@ -6,6 +6,7 @@ import numpy.typing as npt
 from tiermem.errors import ConfigError
 from tiermem.planner.arrays import Arrays
 from tiermem.planner.problem import Assignment
+from tiermem.planner.rounding import usable
 
 __all__ = ["BASELINES", "baseline"]
 
@@ -39,16 +40,19 @@ def baseline(arrays: Arrays, name: str, seed: int = 0) -> Assignment:
                     home[table] = position
                     break
         left[0] += arrays.class_row_bytes.sum()
-    position = np.arange(tiers)
+    places = np.arange(tiers)
     caches = np.array([tier.has_cache for tier in arrays.tiers])
-    cached = (position < home[:, None]) & caches
-    return Assignment(
-        renumbered=np.zeros(tables, dtype=np.bool_),
-        split_rows=np.zeros(tables, dtype=np.int64),
-        home=np.stack([home, home], axis=1),
-        cached=np.stack([cached, cached], axis=1),
-        exclusive=np.zeros((tables, 2), dtype=np.bool_),
-        cache_bytes=np.where(caches, left, 0).astype(np.int64),
+    cached = (places < home[:, None]) & caches
+    return usable(
+        arrays,
+        Assignment(
+            renumbered=np.zeros(tables, dtype=np.bool_),
+            split_rows=np.zeros(tables, dtype=np.int64),
+            home=np.stack([home, home], axis=1),
+            cached=np.stack([cached, cached], axis=1),
+            exclusive=np.zeros((tables, 2), dtype=np.bool_),
+            cache_bytes=np.where(caches, left, 0).astype(np.int64),
+        ),
     )
 
 

@@ -1,10 +1,10 @@
 """How much better any plan could be: a lower bound of the step time, and the prices that prove it.
 
-The relaxation: every table chooses for itself, and pays for the bytes that its rows then take in each cache, whatever other
-tables do there; tables may be mixtures of choices. Time is linear (`RowCosts`), budgets and stages are the only
-constraints. That is a linear program. Its dual separates by table, so it is solved by columns (Dantzig and Wolfe, 1960): a
-small master program gives prices, and each table answers with its cheapest choice. Any prices prove a bound, so
-stopping early costs tightness, never truth.
+The relaxation: every table chooses for itself, and pays for the bytes that its rows then take in each cache,
+whatever other tables do there; tables may be mixtures of choices. Time is linear (`RowCosts`), budgets and
+stages are the only constraints. That is a linear program. Its dual separates by table, so it is solved by
+columns (Dantzig and Wolfe, 1960): a small master program gives prices, and each table answers with its
+cheapest choice. Any prices prove a bound, so stopping early costs tightness, never truth.
 """
 
 import dataclasses

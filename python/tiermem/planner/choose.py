@@ -1,7 +1,7 @@
 """The cheapest homes and caches of every table at given prices.
 
-A table chooses two homes at most, the split between them, whether its rows lie by rank, and how long each cache above
-keeps its rows. At given prices of bytes and of device time tables do not depend on one another.
+A table chooses two homes at most, the split between them, whether its rows lie by rank, and how long each
+cache above keeps its rows. At given prices of bytes and of device time tables do not depend on one another.
 """
 
 import dataclasses
@@ -44,6 +44,10 @@ class Chosen:
     assignment: Assignment
     column: Column
     """What it uses, in the linear costs."""
+    options: npt.NDArray[np.int64]
+    """Number of the option of each table, int64 [T]."""
+    splits: npt.NDArray[np.int64]
+    """Segments of its first part, int64 [T]."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -119,6 +123,13 @@ class Chooser:
         table = np.arange(self.arrays.tables)
         return self.chosen(float(price[best, table].sum()), best, split[best, table])
 
+    def whole(self, home: npt.NDArray[np.int64], *, cached: bool) -> Chosen:
+        """Whole tables at these homes, cached by memory for the first of the windows or not at all."""
+        window = self.windows[0] if cached and self.windows else None
+        wanted = [_Option((int(each), int(each)), False, window if each else None) for each in home]  # noqa: FBT003
+        options = np.array([self.options.index(each) for each in wanted], dtype=np.int64)
+        return self.chosen(0.0, options, np.zeros(len(home), dtype=np.int64))
+
     def menu(self, prices: Prices, count: int) -> Menu:
         """The cheapest options of each table, each at its cheapest split."""
         price, split = self._offers(prices)
@@ -157,7 +168,12 @@ class Chooser:
         write = costs.write * prices.writes + costs.write_reads * prices.reads
         if not self.arrays.problem.training:
             write = np.zeros_like(write)
-        return costs.read * prices.reads, write, costs.slot_read * prices.reads, costs.slot_write * prices.writes
+        return (
+            costs.read * prices.reads,
+            write,
+            costs.slot_read * prices.reads,
+            costs.slot_write * prices.writes,
+        )
 
     def _price(
         self, option: _Option, prices: Prices, weights: tuple[Floats, Floats, Floats, Floats]
@@ -175,7 +191,7 @@ class Chooser:
             price = price + written_rows * weights[3][:, option.middle].sum(axis=1)[:, None]
         return price
 
-    @functools.lru_cache(maxsize=None)  # noqa: B019 (lives as long as the chooser)
+    @functools.cache  # noqa: B019 (lives as long as the chooser)
     def _bytes(self, option: _Option) -> dict[int, Floats]:
         """Bytes of homes, new numbers and caches by tier, each [T, S + 1] by split."""
         first, second = option.homes
@@ -208,9 +224,9 @@ class Chooser:
         if first > 0:
             yield first, *self._rows(option.window, first, by_rank=option.by_rank)
 
-    @functools.lru_cache(maxsize=None)  # noqa: B019 (lives as long as the chooser)
+    @functools.cache  # noqa: B019 (lives as long as the chooser)
     def _rows(self, window: float | None, home: int, *, by_rank: bool) -> tuple[Floats, Floats]:
-        """Rows of the first segments that miss, in the shares that reading and writing them costs: [T, S + 1, G]."""
+        """Misses of the first segments, in the shares that reading and writing them costs: [T, S + 1, G]."""
         arrays = self.arrays
         misses = arrays.misses_at(self.ahead if window is None else window)
         if by_rank:
@@ -223,7 +239,7 @@ class Chooser:
             return read, _prefix(np.broadcast_to(misses[..., None], shared.shape))
         return read, read
 
-    @functools.lru_cache(maxsize=None)  # noqa: B019 (lives as long as the chooser)
+    @functools.cache  # noqa: B019 (lives as long as the chooser)
     def _middle_rows(self, option: _Option) -> tuple[Floats, Floats]:
         """Rows read from and written to the cache below memory, by split."""
         first = option.homes[0]
@@ -235,7 +251,7 @@ class Chooser:
     def _used(
         self, option: _Option, at: npt.NDArray[np.int64], split: npt.NDArray[np.int64]
     ) -> tuple[Floats, Floats, Floats]:
-        """What an option uses of tables `at` with these splits: bytes [n, K], stages of reads and writes [n, K, G]."""
+        """What an option uses of tables `at`: bytes [n, K], stages of reads and writes [n, K, G]."""
         costs = self.costs
         nbytes = np.zeros((len(at), self.tiers))
         reads = np.zeros((len(at), self.tiers, len(STAGES)))
@@ -276,8 +292,10 @@ class Chooser:
                 if 0 < option.middle < option.homes[part]:
                     cached[at, part, option.middle] = True
                     exclusive[at, part] = True
-            for total, used in zip((nbytes, reads, writes), self._used(option, at, split_of[at]), strict=True):
-                total += used.sum(axis=0)
+            used_bytes, used_reads, used_writes = self._used(option, at, split_of[at])
+            nbytes += used_bytes.sum(axis=0)
+            reads += used_reads.sum(axis=0)
+            writes += used_writes.sum(axis=0)
         rows = self.rows[np.arange(arrays.tables), split_of].astype(np.int64)
         assignment = Assignment(
             renumbered=renumbered,
@@ -287,7 +305,7 @@ class Chooser:
             exclusive=exclusive,
             cache_bytes=self._cache_bytes(option_of, split_of),
         )
-        return Chosen(price, assignment, Column(nbytes, reads, writes))
+        return Chosen(price, assignment, Column(nbytes, reads, writes), option_of, split_of)
 
     def _cache_bytes(
         self, option_of: npt.NDArray[np.int64], split_of: npt.NDArray[np.int64]

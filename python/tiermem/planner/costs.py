@@ -22,8 +22,8 @@ _MANY = 1e9
 class RowCosts:
     """Nanoseconds of each stage for a row: float64 [T, K, G] with the G stages of `STAGES`.
 
-    A lower bound of what `evaluate` charges: requests do not wait for one another, and rows share blocks as much as
-    they can.
+    A lower bound of what `evaluate` charges: requests do not wait for one another, and rows share blocks as
+    much as they can.
     """
 
     def __init__(self, arrays: Arrays) -> None:
@@ -44,7 +44,7 @@ class RowCosts:
                 self._fill(position, number)
 
     def at(self, reads: Floats, writes: Floats) -> "RowCosts":
-        """The same, each stage of each tier that much dearer: float64 [K, G] factors for reads and for writes."""
+        """The same, stages that much dearer: float64 [K, G] factors for reads and for writes."""
         found = copy.copy(self)
         for name in ("read", "write_reads", "slot_read"):
             setattr(found, name, getattr(self, name) * reads)
@@ -75,7 +75,9 @@ class RowCosts:
         blocks = np.where(rows > 0, touched / np.maximum(rows, 1e-300), 1.0)
         density = np.where(of_blocks > 0, np.minimum(touched / np.maximum(of_blocks, 1e-300), 1.0), 0.0)
         requests = blocks * np.maximum(1 - density, nbytes / REQUEST_BYTES_MAX)
-        accesses = (requests * (1 - min(4096, page) / page) + blocks * nbytes / page) / np.maximum(1, nbytes / page)
+        accesses = (requests * (1 - min(4096, page) / page) + blocks * nbytes / page) / np.maximum(
+            1, nbytes / page
+        )
         found[...] = blocks[..., None]
         found[..., STAGES.index("controller")] = requests
         found[..., STAGES.index("media units")] = np.minimum(blocks, accesses)
@@ -90,7 +92,9 @@ class RowCosts:
         if tier.is_byte:
             pages = arrays.pages_per_row[table, position]
             read, _ = self._stages(position, Demand(reads=pages, read_bytes=row_bytes, read_accesses=pages))
-            _, write = self._stages(position, Demand(writes=pages, write_bytes=row_bytes, write_accesses=pages))
+            _, write = self._stages(
+                position, Demand(writes=pages, write_bytes=row_bytes, write_accesses=pages)
+            )
             # Rows that lie side by side touch a page together.
             dense = row_bytes / page / pages
             self.read[members, position], self.write[members, position] = read * dense, write * dense

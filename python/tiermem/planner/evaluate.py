@@ -11,7 +11,15 @@ from tiermem.planner.flows import Flows, at_window, flows
 from tiermem.planner.geometry import LOG_PLAN_ROWS, distinct_units, log_shape, renumbering_bytes
 from tiermem.planner.problem import Assignment
 
-__all__ = ["REQUEST_BYTES_MAX", "Prediction", "TierLoad", "evaluate", "home_bytes", "stage_busy", "used_bytes"]
+__all__ = [
+    "REQUEST_BYTES_MAX",
+    "Prediction",
+    "TierLoad",
+    "evaluate",
+    "home_bytes",
+    "stage_busy",
+    "used_bytes",
+]
 
 Floats = npt.NDArray[np.float64]
 
@@ -74,15 +82,17 @@ def used_bytes(arrays: Arrays, assignment: Assignment) -> Floats:
 class _Demands:
     """What a step asks of each tier, collected."""
 
-    def __init__(self, arrays: Arrays) -> None:
+    def __init__(self, arrays: Arrays, assignment: Assignment) -> None:
         self.arrays = arrays
+        self.assignment = assignment
+        self.found = flows(arrays, assignment)
         self.waited = [Demand() for _ in arrays.tiers]
         """What is read before the step can go on."""
         self.later = [Demand() for _ in arrays.tiers]
         """What is written, and read to be written."""
 
     def rows(self, position: int, count: Floats, of_rows: Floats, *, read: bool, waited: bool) -> None:
-        """Rows [T, 2] of a byte-addressable tier, out of so many that lie side by side (0: scattered slots)."""
+        """Rows [T, 2] of a byte-addressable tier, out of so many side by side (0: scattered slots)."""
         tier, arrays = self.arrays.tiers[position], self.arrays
         page = tier.service.spec.page_bytes
         row_bytes = arrays.row_bytes[:, None].astype(np.float64)
@@ -92,7 +102,9 @@ class _Demands:
         accesses = runs * (1 - step / page) + count * row_bytes / page
         self._add(position, accesses, count * row_bytes, accesses, read=read, waited=waited)
 
-    def blocks(self, position: int, count: Floats, of_blocks: Floats, nbytes: Floats, *, read: bool, waited: bool) -> None:
+    def blocks(
+        self, position: int, count: Floats, of_blocks: Floats, nbytes: Floats, *, read: bool, waited: bool
+    ) -> None:
         """Blocks [T, 2] of `nbytes` on a block device, out of so many that lie side by side (0: anywhere)."""
         page = self.arrays.tiers[position].service.spec.page_bytes
         density = np.where(of_blocks > 0, np.minimum(count / np.maximum(of_blocks, 1e-9), 1.0), 0.0)
@@ -101,9 +113,13 @@ class _Demands:
         accesses = runs * (1 - min(4096, page) / page) + count * nbytes / page
         self._add(position, runs, count * nbytes, accesses, read=read, waited=waited)
 
-    def _add(self, position: int, requests: Floats, nbytes: Floats, accesses: Floats, *, read: bool, waited: bool) -> None:
+    def _add(
+        self, position: int, requests: Floats, nbytes: Floats, accesses: Floats, *, read: bool, waited: bool
+    ) -> None:
         values = (float(requests.sum()), float(nbytes.sum()), float(accesses.sum()))
-        keys = ("reads", "read_bytes", "read_accesses") if read else ("writes", "write_bytes", "write_accesses")
+        keys = (
+            ("reads", "read_bytes", "read_accesses") if read else ("writes", "write_bytes", "write_accesses")
+        )
         self.add(position, Demand(**dict(zip(keys, values, strict=True))), waited=waited)
 
     def add(self, position: int, demand: Demand, *, waited: bool) -> None:
@@ -113,16 +129,15 @@ class _Demands:
 
 def evaluate(arrays: Arrays, assignment: Assignment) -> Prediction:
     """Predicts the mean step of an assignment, whether or not it keeps within the budgets."""
-    found = flows(arrays, assignment)
-    demands = _demands(arrays, assignment, found)
-    return _timed(arrays, assignment, found, demands)
+    return _timed(_demands(arrays, assignment))
 
 
-def _demands(arrays: Arrays, assignment: Assignment, found: Flows) -> _Demands:
-    demands = _Demands(arrays)
+def _demands(arrays: Arrays, assignment: Assignment) -> _Demands:
+    demands = _Demands(arrays, assignment)
+    found = demands.found
     training = arrays.problem.training
     scattered = np.zeros_like(found.rows)
-    # Rows that leave memory go to the first tier that caches them, what leaves there to the next one, and home.
+    # Rows go down to the first tier that caches them, what leaves there to the next one, and home.
     clean_too = np.where(assignment.home > 0, found.memory_leaves, 0.0)
     descending = clean_too if training else scattered
     for position, level in found.levels.items():
@@ -138,7 +153,7 @@ def _demands(arrays: Arrays, assignment: Assignment, found: Flows) -> _Demands:
             demands.rows(position, leaving if training else scattered, scattered, read=True, waited=False)
             descending = np.where(cached, leaving if training else 0.0, descending)
         else:
-            _block_level(demands, arrays, assignment, position, found, hits, descending)
+            _block_level(demands, position, hits, descending)
     for position in range(1, len(arrays.tiers)):
         at_home = assignment.home == position
         reads = np.where(at_home, found.home_reads, 0.0)
@@ -147,22 +162,15 @@ def _demands(arrays: Arrays, assignment: Assignment, found: Flows) -> _Demands:
             demands.rows(position, reads, found.rows, read=True, waited=True)
             demands.rows(position, writes, found.rows, read=False, waited=False)
         elif arrays.tiers[position].is_log:
-            _log(demands, arrays, assignment, position, found, writes)
+            _log(demands, position, writes)
         else:
-            _in_place(demands, arrays, assignment, position, found, reads, writes)
+            _in_place(demands, position, reads, writes)
     return demands
 
 
-def _in_place(
-    demands: _Demands,
-    arrays: Arrays,
-    assignment: Assignment,
-    position: int,
-    found: Flows,
-    reads: Floats,
-    writes: Floats,
-) -> None:
-    """Homes in blocks: rows of like rank share a block where a table was renumbered, and any rows elsewhere."""
+def _in_place(demands: _Demands, position: int, reads: Floats, writes: Floats) -> None:
+    """Homes in blocks: rows of like rank share one where a table was renumbered, any rows elsewhere."""
+    arrays, assignment, found = demands.arrays, demands.assignment, demands.found
     at_home = (assignment.home == position)[:, None]
     nbytes = arrays.block_bytes[:, position, None]
     per_block = arrays.rows_per_block[:, position, None, None]
@@ -189,16 +197,9 @@ def _in_place(
     demands.blocks(position, changed, flat, nbytes, read=False, waited=False)
 
 
-def _block_level(
-    demands: _Demands,
-    arrays: Arrays,
-    assignment: Assignment,
-    position: int,
-    found: Flows,
-    hits: Floats,
-    descending: Floats,
-) -> None:
+def _block_level(demands: _Demands, position: int, hits: Floats, descending: Floats) -> None:
     """A cache of blocks: hits and fills move whole blocks, and changing one reads it."""
+    arrays, assignment, found = demands.arrays, demands.assignment, demands.found
     cached = assignment.cached[..., position] & (assignment.home > position)
     per_block = np.take_along_axis(arrays.rows_per_block, assignment.home, axis=1)
     nbytes = np.take_along_axis(arrays.block_bytes, assignment.home, axis=1)
@@ -212,10 +213,9 @@ def _block_level(
     demands.blocks(position, changed, anywhere, nbytes, read=True, waited=False)
 
 
-def _log(
-    demands: _Demands, arrays: Arrays, assignment: Assignment, position: int, found: Flows, writes: Floats
-) -> None:
+def _log(demands: _Demands, position: int, writes: Floats) -> None:
     """Homes in logs: rows of one class and route share one."""
+    arrays, assignment, found = demands.arrays, demands.assignment, demands.found
     tier = arrays.tiers[position]
     at_home = assignment.home == position
     routes = np.zeros(found.rows.shape, dtype=np.int64)
@@ -228,9 +228,12 @@ def _log(
     for key in logs:
         members = at_home & (keys == key)
         table = int(np.argmax(members.any(axis=1)))
-        per_block, nbytes = float(arrays.rows_per_block[table, position]), float(arrays.block_bytes[table, position])
+        per_block, nbytes = (
+            float(arrays.rows_per_block[table, position]),
+            float(arrays.block_bytes[table, position]),
+        )
         live, written = float(found.rows[members].sum()), float(writes[members].sum())
-        read, of_blocks = _log_reads(arrays, found, members, written, live, per_block)
+        read, of_blocks = _log_reads(demands, members, written, live, per_block)
         demands.blocks(position, read, of_blocks, np.full(read.shape, nbytes), read=True, waited=True)
         if written == 0:
             continue
@@ -262,21 +265,19 @@ def _log(
         demands.add(
             position,
             Demand(
-                reads=cleaned, read_bytes=cleaned * REQUEST_BYTES_MAX, read_accesses=cleaned * (1 + REQUEST_BYTES_MAX / page)
+                reads=cleaned,
+                read_bytes=cleaned * REQUEST_BYTES_MAX,
+                read_accesses=cleaned * (1 + REQUEST_BYTES_MAX / page),
             ),
             waited=False,
         )
 
 
 def _log_reads(
-    arrays: Arrays,
-    found: Flows,
-    members: npt.NDArray[np.bool_],
-    written: float,
-    live: float,
-    per_block: float,
+    demands: _Demands, members: npt.NDArray[np.bool_], written: float, live: float, per_block: float
 ) -> tuple[Floats, Floats]:
     """Blocks of a log that a step reads, by age, and of how many: what left memory together lies together."""
+    arrays, found = demands.arrays, demands.found
     ages = arrays.windows
     if written == 0:
         read = np.array([found.home_reads[members].sum()])
@@ -293,9 +294,11 @@ def _log_reads(
     return distinct_units(each, blocks) * steps, blocks * steps
 
 
-def stage_busy(arrays: Arrays, assignment: Assignment) -> tuple[list[dict[str, float]], list[dict[str, float]]]:
+def stage_busy(
+    arrays: Arrays, assignment: Assignment
+) -> tuple[list[dict[str, float]], list[dict[str, float]]]:
     """For how long reads, and writes, keep each stage of each tier busy in a step; empty for memory."""
-    demands = _demands(arrays, assignment, flows(arrays, assignment))
+    demands = _demands(arrays, assignment)
     reads: list[dict[str, float]] = [{}]
     writes: list[dict[str, float]] = [{}]
     for tier, now, later in list(zip(arrays.tiers, demands.waited, demands.later, strict=True))[1:]:
@@ -305,7 +308,8 @@ def stage_busy(arrays: Arrays, assignment: Assignment) -> tuple[list[dict[str, f
     return reads, writes
 
 
-def _timed(arrays: Arrays, assignment: Assignment, found: Flows, demands: _Demands) -> Prediction:
+def _timed(demands: _Demands) -> Prediction:
+    arrays, assignment, found = demands.arrays, demands.assignment, demands.found
     host_ns = arrays.host_ns
     dense_ns = float(arrays.problem.dense_ns)
     waits, busy = [0.0], [0.0]

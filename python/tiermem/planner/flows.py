@@ -64,7 +64,7 @@ def flows(arrays: Arrays, assignment: Assignment) -> Flows:
     below = assignment.home > 0
     in_flight = np.full(rows.shape, float(arrays.problem.prefetch_distance))
     cached = assignment.cached[..., 0] & below
-    window, full = _windows(arrays, assignment, 0, cached, rows, held, in_flight)
+    window, full = _windows(arrays, assignment, 0, cached, rows=rows, held=held, pinned_window=in_flight)
     window = np.maximum(window, in_flight)
     memory_misses = np.where(below, at_window(arrays, misses, window), 0.0)
     memory_window = window
@@ -77,11 +77,28 @@ def flows(arrays: Arrays, assignment: Assignment) -> Flows:
         kept = assignment.exclusive[..., None] & cached[..., None]
         if tier.is_byte:
             held_here = _held_below(arrays, held, window, arriving, kept)
-            stays, full = _windows(arrays, assignment, position, cached, rows, held_here, np.zeros_like(window))
+            stays, full = _windows(
+                arrays,
+                assignment,
+                position,
+                cached,
+                rows=rows,
+                held=held_here,
+                pinned_window=np.zeros_like(window),
+            )
             window = np.where(cached, np.maximum(window, stays), window)
             leaving = np.where(cached, at_window(arrays, misses, window), arriving)
         else:
-            leaving = _block_misses(arrays, assignment, position, cached, rows, misses, window, arriving)
+            leaving = _block_misses(
+                arrays,
+                assignment,
+                position,
+                cached,
+                rows=rows,
+                misses=misses,
+                window=window,
+                arriving=arriving,
+            )
             full = cached
         levels[position] = CacheLevel(
             np.where(cached, arriving, 0.0),
@@ -142,11 +159,12 @@ def _windows(
     assignment: Assignment,
     position: int,
     cached: npt.NDArray[np.bool_],
+    *,
     rows: Floats,
     held: Floats,
     pinned_window: Floats,
 ) -> tuple[Floats, npt.NDArray[np.bool_]]:
-    """How many batches a row stays after its last use, float64 [T, 2], and whether its cache is full; 0 where nothing is cached.
+    """How many batches a row stays after its last use, and whether its cache is full: [T, 2] each.
 
     What batches in flight hold does not count in a cache: `pinned_window` of them are left out.
     """
@@ -172,8 +190,8 @@ def _held_below(
 ) -> Floats:
     """Rows that a cache below memory has after so many batches, float64 [T, 2, W].
 
-    It sees a row when the row misses above, so not at all for the first `window` batches. An inclusive one keeps the row
-    from then on; an exclusive one gets it only when it leaves above.
+    It sees a row when the row misses above, so not at all for the first `window` batches. An inclusive one
+    keeps the row from then on; an exclusive one gets it only when it leaves above.
     """
     grid = arrays.windows
     above = at_window(arrays, held, window)[..., None]
@@ -187,12 +205,13 @@ def _block_misses(
     assignment: Assignment,
     position: int,
     cached: npt.NDArray[np.bool_],
+    *,
     rows: Floats,
     misses: Floats,
     window: Floats,
     arriving: Floats,
 ) -> Floats:
-    """Rows whose block an lru cache of blocks does not have: a block is used as often as its rows together."""
+    """Rows whose block an lru cache of blocks lacks: a block is used as often as its rows together."""
     grid = arrays.windows
     at_home = np.take_along_axis(arrays.rows_per_block, assignment.home, axis=1)
     block_bytes = np.take_along_axis(arrays.block_bytes, assignment.home, axis=1)

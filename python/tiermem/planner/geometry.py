@@ -1,4 +1,4 @@
-"""How rows lie on a device, as the store lays them out: the twin of `rust_core/src/tier/layout.rs` and `log.rs`."""
+"""How a store lays rows out on a device: the twin of `rust_core/src/tier/layout.rs` and `log.rs`."""
 
 import dataclasses
 import functools
@@ -7,7 +7,16 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["LOG_PLAN_ROWS", "LogShape", "block_geometry", "distinct_units", "log_geometry", "log_shape", "pages_of_rows", "renumbering_bytes"]
+__all__ = [
+    "LOG_PLAN_ROWS",
+    "LogShape",
+    "block_geometry",
+    "distinct_units",
+    "log_geometry",
+    "log_shape",
+    "pages_of_rows",
+    "renumbering_bytes",
+]
 
 _HEADER_BYTES = 32
 _BLOCK_BYTES = 4096
@@ -66,8 +75,9 @@ class LogShape:
     def moved_per_row(self, live_rows: float) -> float:
         """Rows that compaction moves for each row appended, in the steady state.
 
-        It begins when few segments are free. Greedy cleaning of random overwrites: at utilisation u the cleaned segment has
-        a share v of living rows with u = (v - 1) / ln v, and v / (1 - v) rows are moved for each one written.
+        It begins when few segments are free. Greedy cleaning of random overwrites: at utilisation u the
+        cleaned segment has a share v of living rows with u = (v - 1) / ln v, and v / (1 - v) rows are moved
+        for each one written.
         """
         free = _LOG_RESERVE + _LOG_LOW_WATER * self.segments
         utilisation = live_rows / (self.rows_per_segment * max(1.0, self.segments - free))

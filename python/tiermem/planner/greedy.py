@@ -14,8 +14,8 @@ __all__ = ["greedy"]
 def greedy(arrays: Arrays, costs: RowCosts) -> Assignment:
     """Segments, densest first, fill the tiers from the fastest to the slowest.
 
-    Optimal for one sum of costs that factorise (density x tier cost), since that is a transport problem of Monge's kind; a
-    good start otherwise. A table keeps its fastest and its slowest home.
+    Optimal for one sum of costs that factorise (density x tier cost), since that is a transport problem of
+    Monge's kind; a good start otherwise. A table keeps its fastest and its slowest home.
     """
     slowest = len(arrays.tiers) - 1
     ahead = float(arrays.problem.prefetch_distance)
@@ -35,7 +35,9 @@ def greedy(arrays: Arrays, costs: RowCosts) -> Assignment:
         if position == 0:
             room -= float(arrays.class_row_bytes.sum())
         rest = slice(start, None)
-        nbytes = arrays.segment_rows[table[rest], segment[rest]] * arrays.home_bytes_per_row[table[rest], position]
+        nbytes = (
+            arrays.segment_rows[table[rest], segment[rest]] * arrays.home_bytes_per_row[table[rest], position]
+        )
         # The first segment of a table here pays for its new numbers.
         _, first = np.unique(table[rest], return_index=True)
         if position == 0:

@@ -1,4 +1,4 @@
-"""The small linear program that mixes whole assignments, and whose duals are prices of bytes and of device time."""
+"""The small linear program that mixes assignments; its duals are prices of bytes and of device time."""
 
 import dataclasses
 import itertools
@@ -49,7 +49,7 @@ class Column:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Limit:
-    """A step takes at least as long as reads keep one stage of a tier busy, then writes another one, and a constant."""
+    """A step lasts at least as long as reads keep one stage busy, then writes another, and a constant."""
 
     tier: int
     read_stage: int | None
@@ -77,8 +77,7 @@ def limits(arrays: Arrays) -> list[Limit]:
             found.append(Limit(position, read, write, constant))
             if waits and tier.is_byte:
                 found.append(Limit(position, read, write, constant + host_ns))
-        for stage in range(len(STAGES)):
-            found.append(Limit(position, stage, stage, 0.0))
+        found += [Limit(position, stage, stage, 0.0) for stage in range(len(STAGES))]
         if waits:
             found += [Limit(position, read, None, host_ns) for read in reads]
     return found
@@ -108,7 +107,7 @@ class Master:
         return [Prices(np.zeros(self.tiers), slow, slow, 0.0), Prices(scarce, zeros, zeros, 0.0)]
 
     def value(self, prices: Prices, answered: float) -> float:
-        """The step time that prices prove no plan to be below, if the cheapest assignment costs `answered`."""
+        """The step time that prices prove no plan to be below, if the cheapest costs `answered`."""
         return answered - float(prices.bytes @ self.capacity) + prices.constant_ns
 
     def time_ns(self, column: Column) -> float:
@@ -144,7 +143,8 @@ class Master:
                 reads[limit.tier, limit.read_stage] += weight
             if limit.write_stage is not None:
                 writes[limit.tier, limit.write_stage] += weight
-        return float(found.fun) * scale, Prices(nbytes, reads, writes, float(weights @ constants))
+        step_ns = float(np.asarray(found.fun)) * scale
+        return step_ns, Prices(nbytes, reads, writes, float(weights @ constants))
 
 
 def _busy(limit: Limit, column: Column) -> float:

@@ -1,4 +1,4 @@
-"""A plan: the placement that the planner chose, what it predicts, the bound, and the hash of what it is for. A file."""
+"""A plan file: the placement, what it is predicted to cost, the bound, and the hash of the input."""
 
 import os
 from collections.abc import Mapping
@@ -20,9 +20,17 @@ from tiermem.planner.profile import AccessProfile
 from tiermem.planner.solve import Solution
 from tiermem.results import digest, write_text
 
-__all__ = ["Plan", "PlannedTier", "assignment_of", "input_hash", "new_numbers", "placement_of", "plan_of", "run_hierarchy"]
+__all__ = [
+    "Plan",
+    "PlannedTier",
+    "assignment_of",
+    "input_hash",
+    "new_numbers",
+    "placement_of",
+    "plan_of",
+    "run_hierarchy",
+]
 
-FORMAT = 1
 _DIGITS = 6
 
 
@@ -48,7 +56,7 @@ class PlannedTier(Config):
 class Plan(Config):
     """A plan file. `placement` can also be given to a store or an experiment by itself."""
 
-    format: Literal[1] = FORMAT
+    format: Literal[1] = 1
     """Version of the file."""
     planner: str
     """What made it: versions of tiermem and of the solver."""
@@ -114,16 +122,15 @@ class Plan(Config):
         for part in self.placement.tables:
             if part.table not in tables:
                 raise ConfigError(
-                    f'the profile is for other tables: the plan places "{part.table}", which it does not have;'
-                    " give the profile or trace that the plan was made from"
+                    f'the profile is for other tables: it lacks "{part.table}", which the plan places;'
+                    " give the one that the plan was made from"
                 )
         now = input_hash(problem)
         if now != self.input_hash:
             raise ConfigError(
-                f"the plan is of an input with hash {self.input_hash}, and this one has {now}: profile, hierarchy,"
-                " step or versions changed since; plan again"
+                f"the plan is of an input with hash {self.input_hash}, and this one has {now}: profile,"
+                " hierarchy, step or versions changed since; plan again"
             )
-
 
 
 def _versions() -> str:
@@ -200,7 +207,9 @@ def placement_of(arrays: Arrays, assignment: Assignment) -> Placement:
                     table=table.name,
                     rows=rows,
                     home=names[home],
-                    cached_by=tuple(names[tier] for tier in range(home) if assignment.cached[number, part, tier]),
+                    cached_by=tuple(
+                        names[tier] for tier in range(home) if assignment.cached[number, part, tier]
+                    ),
                     caching="exclusive" if assignment.exclusive[number, part] else "inclusive",
                     table_rows=table.rows,
                 )
@@ -238,14 +247,21 @@ def assignment_of(plan: Plan, arrays: Arrays) -> Assignment:
         caches[names[tier.name]] = tier.cache_bytes
     is_renumbered = np.array([table.name in plan.renumbered for table in arrays.problem.profile.tables])
     return Assignment(
-        renumbered=is_renumbered, split_rows=split, home=home, cached=cached, exclusive=exclusive, cache_bytes=caches
+        renumbered=is_renumbered,
+        split_rows=split,
+        home=home,
+        cached=cached,
+        exclusive=exclusive,
+        cache_bytes=caches,
     )
 
 
 def run_hierarchy(hierarchy: Hierarchy, assignment: Assignment) -> Hierarchy:
     """The hierarchy with the cache budgets of an assignment; a tier that caches nothing is only a home."""
     tiers = []
-    for position, (tier, nbytes) in enumerate(zip(hierarchy.tiers, assignment.cache_bytes.tolist(), strict=True)):
+    for position, (tier, nbytes) in enumerate(
+        zip(hierarchy.tiers, assignment.cache_bytes.tolist(), strict=True)
+    ):
         is_cache = position == 0 or nbytes > 0
         tiers.append(tier.replace(cache=max(1, nbytes) if is_cache else None))
     return hierarchy.replace(tiers=tuple(tiers))
@@ -286,7 +302,9 @@ def _why(arrays: Arrays, assignment: Assignment, number: int) -> str:
         if home == 0:
             return f"resident in {names[0]}"
         caches = [names[tier] for tier in range(home) if assignment.cached[number, part, tier]]
-        return f"at home in {names[home]}" + (f", cached by {' and '.join(caches)}" if caches else ", not cached")
+        return f"at home in {names[home]}" + (
+            f", cached by {' and '.join(caches)}" if caches else ", not cached"
+        )
 
     if split == 0:
         return f"{turnover}: {held_by(1)}"

@@ -15,8 +15,8 @@ __all__ = ["Assignment", "Problem"]
 class Problem:
     """Everything that a plan depends on.
 
-    The `cache` budget of a tier of the hierarchy is what the planner may use of it in all, for homes and cache; the slowest
-    tier has its whole device.
+    The `cache` budget of a tier of the hierarchy is what the planner may use of it in all, for homes and
+    cache; the slowest tier has its whole device.
     """
 
     profile: AccessProfile
@@ -28,7 +28,7 @@ class Problem:
     training: bool = True
     """Whether rows are updated."""
     steady: bool = True
-    """Whether caches have been filled long ago; otherwise a cache that the profiled batches do not fill lets nothing go."""
+    """Whether caches are full; otherwise one that the profiled batches do not fill lets nothing go."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True, eq=False)

@@ -1,6 +1,7 @@
 """What a trace says of each table, in the form that the planner needs: an access profile, and its file."""
 
 import dataclasses
+import io
 import json
 import os
 from pathlib import Path
@@ -91,8 +92,6 @@ class AccessProfile:
         Raises:
             TiermemError: if it cannot be written.
         """
-        import io  # noqa: PLC0415 (only here)
-
         head = {"format": FORMAT, **self._head(), "tables": [_scalars(table) for table in self.tables]}
         arrays: dict[str, npt.NDArray[np.generic]] = {
             f"{number}.{key}": value
@@ -131,9 +130,8 @@ class AccessProfile:
             ) from None
 
     def _head(self) -> dict[str, object]:
-        return {
-            "origin": self.origin, "bags": self.bags, "batches": self.batches, "windows": self.windows.tolist(),
-        }  # fmt: skip
+        keys = ("origin", "bags", "batches")
+        return {**{key: getattr(self, key) for key in keys}, "windows": self.windows.tolist()}
 
 
 _ARRAYS = ("segment_rows", "segment_ids", "distinct", "misses", "hot_rows")

@@ -7,11 +7,11 @@ import numpy.typing as npt
 
 from tiermem.planner.arrays import Arrays
 from tiermem.planner.choose import Chooser, Chosen, Menu
-from tiermem.planner.evaluate import used_bytes
+from tiermem.planner.evaluate import evaluate, used_bytes
 from tiermem.planner.master import Prices
 from tiermem.planner.problem import Assignment
 
-__all__ = ["MENU", "filled", "first_fit", "picked"]
+__all__ = ["MENU", "filled", "first_fit", "improved", "picked", "usable"]
 
 Floats = npt.NDArray[np.float64]
 
@@ -52,6 +52,42 @@ def first_fit(chooser: Chooser, prices: Prices) -> Chosen | None:
     return picked(chooser, menu, take)
 
 
+def improved(chooser: Chooser, prices: Prices, chosen: Chosen, trials: int) -> Assignment:
+    """Tries other options for one table after the other, as long as the predicted step gets shorter.
+
+    Args:
+        chooser: offers the options.
+        prices: at which the cheapest are tried.
+        chosen: where to begin.
+        trials: predictions at most.
+    """
+    arrays = chooser.arrays
+    menu = chooser.menu(prices, MENU)
+    budgets = np.array([float(tier.budget_bytes) for tier in arrays.tiers])
+    options, splits = chosen.options.copy(), chosen.splits.copy()
+    best = filled(arrays, chosen.assignment)
+    step_ns = evaluate(arrays, best).step_ns
+    needs = np.argsort(-arrays.distinct.sum(axis=1) * arrays.row_bytes, kind="stable")
+    changed = True
+    while changed and trials > 0:
+        changed = False
+        for table in needs:
+            for place in np.flatnonzero(np.isfinite(menu.prices[table])):
+                other = (int(menu.options[table, place]), int(menu.splits[table, place]))
+                before = (int(options[table]), int(splits[table]))
+                if other == before or trials == 0:
+                    continue
+                trials -= 1
+                options[table], splits[table] = other
+                tried = filled(arrays, chooser.chosen(0.0, options, splits).assignment)
+                predicted_ns = evaluate(arrays, tried).step_ns
+                if predicted_ns < step_ns and (used_bytes(arrays, tried) <= budgets + 1).all():
+                    best, step_ns, changed = tried, predicted_ns, True
+                else:
+                    options[table], splits[table] = before
+    return best
+
+
 def picked(chooser: Chooser, menu: Menu, take: npt.NDArray[np.int64]) -> Chosen:
     """One place of the menu for each table."""
     table = np.arange(chooser.arrays.tables)
@@ -80,7 +116,11 @@ def filled(arrays: Arrays, assignment: Assignment) -> Assignment:
         for place in np.argsort(-gain / nbytes, kind="stable"):
             table = here[place]
             end = int(rows[table, room[place] + 1])
-            more = min(end - int(split[table]), int(left / nbytes[place]), int(arrays.rows[table]) - int(split[table]) - 1)
+            more = min(
+                end - int(split[table]),
+                int(left / nbytes[place]),
+                int(arrays.rows[table]) - int(split[table]) - 1,
+            )
             if more > 0:
                 split[table] += more
                 left -= more * nbytes[place]
@@ -90,4 +130,20 @@ def filled(arrays: Arrays, assignment: Assignment) -> Assignment:
     for position in range(len(arrays.tiers) - 1):
         if spare[position] > 0 and assignment.cached[..., position].any():
             caches[position] += int(spare[position])
-    return dataclasses.replace(assignment, cache_bytes=caches)
+    return usable(arrays, dataclasses.replace(assignment, cache_bytes=caches))
+
+
+def usable(arrays: Arrays, assignment: Assignment) -> Assignment:
+    """Without the caches below memory that have no room for a row of each width, or for a block."""
+    cached, caches = assignment.cached.copy(), assignment.cache_bytes.copy()
+    for position in range(1, len(arrays.tiers)):
+        tables = cached[..., position].any(axis=1)
+        if arrays.tiers[position].is_byte:
+            least = arrays.class_row_bytes[np.unique(arrays.class_of[tables])].sum()
+        else:
+            least = arrays.block_bytes[tables].max(initial=0.0)
+        if caches[position] < least or not tables.any():
+            cached[..., position] = False
+            caches[position] = 0
+    exclusive = assignment.exclusive & cached[..., 1:].any(axis=2)
+    return dataclasses.replace(assignment, cached=cached, exclusive=exclusive, cache_bytes=caches)

@@ -16,13 +16,17 @@ from tiermem.planner.greedy import greedy
 from tiermem.planner.master import Prices
 from tiermem.planner.milp import integer_choice
 from tiermem.planner.problem import Assignment, Problem
-from tiermem.planner.rounding import filled, first_fit
+from tiermem.planner.rounding import filled, first_fit, improved
 
 __all__ = ["Candidate", "Solution", "solve"]
 
 _WINDOWS = 7
 _MIDDLE_WINDOWS = 4
 _ITERATIONS = 25
+_IMPROVED = 2
+_TRIALS = 300
+# With many tables what one of them does is lost in the gap to the bound.
+_TABLES_IMPROVED = 64
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -58,8 +62,8 @@ class Solution:
 def solve(problem: Problem, *, milp_time_limit_s: float = 0.0, seed: int = 0) -> Solution:
     """Plans.
 
-    Twice: what a row costs depends on how many share its blocks, so the second time costs are those of the best
-    plan of the first.
+    Twice: what a row costs depends on how many share its blocks, so the second time costs are those of the
+    best plan of the first.
 
     Args:
         problem: what for.
@@ -72,13 +76,16 @@ def solve(problem: Problem, *, milp_time_limit_s: float = 0.0, seed: int = 0) ->
     arrays = Arrays(problem)
     costs = RowCosts(arrays)
     found = [_candidate("greedy", arrays, greedy(arrays, costs))]
-    search = _Search(arrays, costs)
-    found += search.candidates(0.0)
-    best = _best(arrays, found[1:])
-    if best is not None:
-        search = _Search(arrays, costs.at(*search.factors(best)))
-    found += search.candidates(milp_time_limit_s)
     compared = tuple(_candidate(name, arrays, baseline(arrays, name, seed)) for name in BASELINES)
+    search = _Search(arrays, costs)
+    first = search.candidates(0.0)
+    found += first
+    best = _best(arrays, first)
+    if best is not None:
+        found += search.improved(first, compared)
+        search = _Search(arrays, costs.at(*search.factors(best)))
+        second = search.candidates(milp_time_limit_s)
+        found += [*second, *search.improved(second, compared)]
     chosen = _best(arrays, [*found, *compared])
     if chosen is None:
         raise CapacityError("no plan was found that fits the budgets; raise that of the fastest tier")
@@ -112,7 +119,7 @@ class _Search:
         everywhere = Chooser(arrays, costs, list(self.later), _spaced(self.later, _MIDDLE_WINDOWS))
         self.bound = lower_bound(everywhere)
         self.milp_gap: float | None = None
-        self._chosen: dict[str, Chosen] = {}
+        self._chosen: dict[str, tuple[Chooser, Prices, Chosen]] = {}
 
     def candidates(self, milp_time_limit_s: float) -> list[Candidate]:
         """One or two for each of some windows of the cache in memory."""
@@ -122,14 +129,14 @@ class _Search:
             chooser = Chooser(self.arrays, self.costs, [] if window is None else [window], deeper)
             prices = lower_bound(chooser, iterations_max=_ITERATIONS, start=self.bound.prices).prices
             name = "resident" if window is None else f"window {window:g}"
-            found += self._of(name, first_fit(chooser, prices))
+            found += self._of(name, chooser, prices, first_fit(chooser, prices))
             if milp_time_limit_s > 0:
                 found += self._integer(chooser, prices, name, milp_time_limit_s / (_WINDOWS + 1))
         return found
 
     def factors(self, best: Candidate) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-        """How much dearer than `costs` the stages of each tier are in a candidate of these, at least 1: [K, G] each."""
-        chosen = self._chosen[best.name]
+        """How much dearer than `costs` each stage is in one of these candidates, at least 1: [K, G] each."""
+        chosen = self._chosen[best.name][2]
         true = [_table(side) for side in stage_busy(self.arrays, chosen.assignment)]
         linear = [chosen.column.reads, chosen.column.writes]
         reads, writes = (
@@ -138,16 +145,31 @@ class _Search:
         )
         return reads, writes
 
-    def _of(self, name: str, chosen: Chosen | None) -> list[Candidate]:
+    def improved(self, candidates: list[Candidate], baselines: tuple[Candidate, ...]) -> list[Candidate]:
+        """The best candidates of this search and the best baseline, table by table."""
+        if self.arrays.tables > _TABLES_IMPROVED or not candidates:
+            return []
+        best = sorted(candidates, key=lambda each: each.prediction.step_ns)[:_IMPROVED]
+        starts = {each.name: self._chosen[each.name] for each in best}
+        # What a baseline does with whole tables is another place to begin.
+        chooser, prices, _ = starts[best[0].name]
+        whole = min(baselines, key=lambda each: each.prediction.step_ns)
+        starts[whole.name] = (chooser, prices, chooser.whole(whole.assignment.home[:, 1], cached=True))
+        return [
+            _candidate(f"{name}, improved", self.arrays, improved(*start, trials=_TRIALS))
+            for name, start in starts.items()
+        ]
+
+    def _of(self, name: str, chooser: Chooser, prices: Prices, chosen: Chosen | None) -> list[Candidate]:
         if chosen is None:
             return []
-        self._chosen[name] = chosen
+        self._chosen[name] = (chooser, prices, chosen)
         return [_candidate(name, self.arrays, filled(self.arrays, chosen.assignment))]
 
     def _integer(self, chooser: Chooser, prices: Prices, name: str, time_limit_s: float) -> list[Candidate]:
         chosen, gap = integer_choice(chooser, prices, time_limit_s=time_limit_s)
         self.milp_gap = max(self.milp_gap or 0.0, gap)
-        return self._of(f"{name}, milp", chosen)
+        return self._of(f"{name}, milp", chooser, prices, chosen)
 
 
 def _best(arrays: Arrays, candidates: list[Candidate]) -> Candidate | None:

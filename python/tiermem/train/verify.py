@@ -83,8 +83,8 @@ def store_tables(profile: AccessProfile) -> tuple[TableConfig, ...]:
     for table in profile.tables:
         if table.weight_bytes % 4 or table.weight_bytes < 4:
             raise ConfigError(
-                f'rows of table "{table.name}" have {table.weight_bytes} bytes of weights, which is no number of'
-                " fp32 columns; a replay needs rows of 4, 8, 12 ... bytes besides the optimizer's state"
+                f'rows of table "{table.name}" have {table.weight_bytes} bytes of weights, which is no number'
+                " of fp32 columns; a replay needs rows of 4, 8, 12 ... bytes besides the optimizer's state"
             )
     return tuple(
         TableConfig(name=table.name, rows=table.rows, dim=table.weight_bytes // 4) for table in profile.tables
