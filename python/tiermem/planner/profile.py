@@ -99,7 +99,7 @@ class AccessProfile:
             for key, value in _arrays(table).items()
         }
         contents = io.BytesIO()
-        np.savez_compressed(contents, head=np.frombuffer(json.dumps(head).encode(), dtype=np.uint8), **arrays)  # type: ignore[arg-type]
+        np.savez_compressed(contents, head=np.array(json.dumps(head)), **arrays)  # type: ignore[arg-type]
         write_bytes(Path(path), contents.getvalue())
 
     @classmethod
@@ -112,7 +112,7 @@ class AccessProfile:
         """
         try:
             with np.load(Path(path), allow_pickle=False) as file:
-                head = json.loads(bytes(file["head"]))
+                head = json.loads(str(file["head"]))
                 if head.pop("format") != FORMAT:
                     raise ConfigError(f"{os.fspath(path)} is a profile of another version; make it again")
                 tables = tuple(
