@@ -147,7 +147,8 @@ def main() -> None:
     results = [case for path in options.merge for case in json.loads(Path(path).read_text(encoding="utf-8"))]
     if not options.merge:
         number, parts = (int(text) for text in options.part.split("/"))
-        cases = (calibration_cases if options.calibration else plan_cases)(options.count)[number - 1 :: parts]
+        make = calibration_cases if options.calibration else plan_cases
+        cases = make(count=options.count)[number - 1 :: parts]
         for case in cases:
             if options.steps is not None:
                 steps = options.steps
