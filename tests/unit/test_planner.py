@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiermem.config import Hierarchy
+from tiermem.config import Hierarchy, Placement
 from tiermem.errors import CapacityError, ConfigError
 from tiermem.planner.arrays import Arrays
 from tiermem.planner.baselines import BASELINES, baseline
@@ -112,6 +112,7 @@ def test_a_plan_file_holds_the_plan(solution: Solution, tmp_path: Path) -> None:
     again = Plan.load(tmp_path / "plan.toml")
     assert again == plan
     again.check_input(solution.arrays.problem)
+    assert Placement.load(tmp_path / "plan.toml") == plan.placement
     restored = assignment_of(again, solution.arrays)
     assert evaluate(solution.arrays, restored).step_ns == pytest.approx(solution.chosen.prediction.step_ns)
     assert set(plan.why) == {table.name for table in solution.arrays.problem.profile.tables}

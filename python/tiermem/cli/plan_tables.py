@@ -43,6 +43,10 @@ def say_plan(
             f"emulated: {first.measured.step_ns / 1e3:,.1f} us over {first.measured.steps} steps;"
             f" the prediction is off by {first.error:+.1%}"
         )
+    tiers = solution.arrays.problem.hierarchy.tiers
+    others = sorted({tier.policy for tier in tiers if tier.cache is not None and tier.policy != "lru"})
+    if others:
+        output.result(f"the prediction is for lru caches, and the hierarchy has {', '.join(others)}")
     output.result(f"input hash {plan.input_hash}")
 
 

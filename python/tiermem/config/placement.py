@@ -58,13 +58,14 @@ class Placement(Config):
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
-        """A plan file.
+        """A placement file, or the placement of a plan that `tiermem plan` wrote.
 
         Raises:
             ConfigError: names the file, the key, and what is wrong.
         """
         found = Path(path)
-        return cls.from_mapping(load_toml(found), where=found.name)
+        values = load_toml(found)
+        return cls.from_mapping(values.get("placement", values), where=found.name)
 
     def core(self, tables: Sequence[tuple[str, int]], hierarchy: Hierarchy) -> list[dict[str, Any]]:
         """The parts of a store's tables, given as (name, rows), in the form that the extension reads.
