@@ -7,7 +7,7 @@ cache above keeps its rows. At given prices of bytes and of device time tables d
 import dataclasses
 import functools
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -151,8 +151,17 @@ class Chooser:
         least = np.empty((len(self.options), tables))
         splits = np.zeros(least.shape, dtype=np.int64)
         weights = self._weights(prices)
+
+        @functools.cache
+        def row_prices(window: float | None, home: int, by_rank: bool) -> Floats:  # noqa: FBT001 (a key)
+            """Price of the misses of the first segments, float64 [T, S + 1]; the same for many options."""
+            read, written = self._rows(window, home, by_rank=by_rank)
+            of_read = np.einsum("tsg,tg->ts", read, weights[0][:, home])
+            priced: Floats = of_read + np.einsum("tsg,tg->ts", written, weights[1][:, home])
+            return priced
+
         for number, option in enumerate(self.options):
-            price = self._price(option, prices, weights)
+            price = self._price(option, prices, weights, row_prices)
             if option.homes[0] == option.homes[1]:
                 least[number] = price[:, 0]
             else:
@@ -176,15 +185,21 @@ class Chooser:
         )
 
     def _price(
-        self, option: _Option, prices: Prices, weights: tuple[Floats, Floats, Floats, Floats]
+        self,
+        option: _Option,
+        prices: Prices,
+        weights: tuple[Floats, Floats, Floats, Floats],
+        row_prices: Callable[[float | None, int, bool], Floats],
     ) -> Floats:
         """By split, float64 [T, S + 1]."""
         price = np.zeros(self.rows.shape)
         for tier, nbytes in self._bytes(option).items():
             price = price + prices.bytes[tier] * nbytes
-        for home, read, written in self._missed(option):
-            price = price + np.einsum("tsg,tg->ts", read, weights[0][:, home])
-            price = price + np.einsum("tsg,tg->ts", written, weights[1][:, home])
+        first, second = option.homes
+        missed = row_prices(option.middle_window if option.middle else option.window, second, option.by_rank)
+        price = price + (missed[:, -1:] if first == second else _rest(missed))
+        if 0 < first < second:
+            price = price + row_prices(option.window, first, option.by_rank)
         if option.middle:
             read_rows, written_rows = self._middle_rows(option)
             price = price + read_rows * weights[2][:, option.middle].sum(axis=1)[:, None]
