@@ -49,7 +49,7 @@ def test_a_plan_file_can_be_taken_again(
 def test_wrong_input_is_one_sentence(trace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert _plan(trace, "--set", "budgets.dram=100") == 1
     assert 'tier "dram" has a budget of 100 bytes' in capsys.readouterr().err
-    assert _plan(trace, "--set", "profile_share=0.99", "--verify") == 2
+    assert _plan(trace, "--set", "profile_share=0.999", "--verify") == 2
     assert "none is left to verify" in capsys.readouterr().err
     assert main(["plan", "--config", "planing"]) == 2
     assert 'did you mean "planning"' in capsys.readouterr().err

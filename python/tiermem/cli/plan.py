@@ -63,6 +63,12 @@ def _run(options: argparse.Namespace) -> int:
     reader = TraceReader(config.trace)
     batches = sum(1 for _ in reader)
     profiled = int(batches * config.profile_share)
+    if options.verify and batches - profiled - config.prefetch_distance < 1:
+        raise ConfigError(
+            f"{config.trace} has {batches} batches, of which {profiled} are profiled: none is left"
+            f" to verify with {config.prefetch_distance} fetched ahead; lower profile_share, or use a"
+            " longer trace"
+        )
     profile = _profile(options, config, reader, profiled)
     if options.save_profile is not None:
         profile.save(options.save_profile)
@@ -84,12 +90,6 @@ def _run(options: argparse.Namespace) -> int:
     chosen = _chosen(solution, plan) if options.plan is not None else solution.chosen
     verified = []
     if options.verify:
-        if batches - profiled - config.prefetch_distance < 1:
-            raise ConfigError(
-                f"{config.trace} has {batches} batches, of which {profiled} are profiled: none is left"
-                f" to verify with {config.prefetch_distance} fetched ahead; lower profile_share, or use a"
-                " longer trace"
-            )
         verified = _verified(config, solution, chosen, list(reader), profiled)
     say_plan(output, solution, plan, chosen, verified)
     if options.out is not None:
