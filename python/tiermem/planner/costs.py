@@ -55,7 +55,7 @@ class RowCosts:
     def sharing(self, position: int, rows: Floats, of_rows: Floats) -> Floats:
         """What a row costs as a share of a row by itself, float64 [T, n, G].
 
-        Rows of one block are read together, and neighbouring blocks are one request.
+        Rows of one page or block are read together, and neighbours are one request.
 
         Args:
             position: tier of the home.
@@ -65,9 +65,17 @@ class RowCosts:
         arrays = self.arrays
         tier = arrays.tiers[position]
         found = np.ones((*rows.shape, len(STAGES)))
-        if tier.is_byte or position == 0:
+        if position == 0:
             return found
         page = tier.service.spec.page_bytes
+        if tier.is_byte:
+            # Rows that lie side by side touch a page together; their bytes are their own.
+            apart = 1 - np.minimum(rows / np.maximum(of_rows, 1.0), 1.0)
+            step = np.gcd(arrays.row_bytes, page)[:, None] / page
+            pages = apart * (1 - step) + arrays.row_bytes[:, None] / page
+            found[...] = (pages / arrays.pages_per_row[:, position, None])[..., None]
+            found[..., [STAGES.index("read link"), STAGES.index("write link")]] = 1.0
+            return found
         nbytes = arrays.block_bytes[:, position, None]
         spare = 1 + tier.spare if tier.is_log else 1.0
         of_blocks = of_rows / arrays.rows_per_block[:, position, None] * spare
@@ -95,9 +103,7 @@ class RowCosts:
             _, write = self._stages(
                 position, Demand(writes=pages, write_bytes=row_bytes, write_accesses=pages)
             )
-            # Rows that lie side by side touch a page together.
-            dense = row_bytes / page / pages
-            self.read[members, position], self.write[members, position] = read * dense, write * dense
+            self.read[members, position], self.write[members, position] = read, write
             self.slot_read[members, position], self.slot_write[members, position] = read, write
             return
         per_block, nbytes = arrays.rows_per_block[table, position], arrays.block_bytes[table, position]

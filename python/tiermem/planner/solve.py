@@ -23,7 +23,7 @@ __all__ = ["Candidate", "Solution", "solve"]
 _WINDOWS = 7
 _MIDDLE_WINDOWS = 4
 _ITERATIONS = 25
-_IMPROVED = 2
+_IMPROVED = 3
 _TRIALS = 300
 # With many tables what one of them does is lost in the gap to the bound.
 _TABLES_IMPROVED = 64
@@ -49,7 +49,7 @@ class Solution:
     """The planner's own, the greedy fill first."""
     baselines: tuple[Candidate, ...]
     bound: Bound
-    """No plan is shorter than `bound.step_ns` if a row costs at least what it costs in the chosen plan."""
+    """Of the linear program in `RowCosts`, the most favourable costs that a row can have."""
     milp_gap: float | None
     """What the integer program left open, relative; `None` if it was not asked for."""
 
@@ -62,8 +62,8 @@ class Solution:
 def solve(problem: Problem, *, milp_time_limit_s: float = 0.0, seed: int = 0) -> Solution:
     """Plans.
 
-    Twice: what a row costs depends on how many share its blocks, so the second time costs are those of the
-    best plan of the first.
+    Twice: what a row costs depends on how many share its blocks, so the second time the search goes by what
+    rows cost in the best plan of the first. The bound is that of the first.
 
     Args:
         problem: what for.
@@ -77,28 +77,28 @@ def solve(problem: Problem, *, milp_time_limit_s: float = 0.0, seed: int = 0) ->
     costs = RowCosts(arrays)
     found = [_candidate("greedy", arrays, greedy(arrays, costs))]
     compared = tuple(_candidate(name, arrays, baseline(arrays, name, seed)) for name in BASELINES)
-    search = _Search(arrays, costs)
-    first = search.candidates(0.0)
-    found += first
-    best = _best(arrays, first)
+    search = _Search(arrays, costs, "")
+    bound = search.bound
+    starts = search.starts(0.0)
+    milp_gap: float | None = None
+    best = _best(arrays, [start.candidate for start in starts])
     if best is not None:
-        found += search.improved(first, compared)
-        search = _Search(arrays, costs.at(*search.factors(best)))
-        second = search.candidates(milp_time_limit_s)
-        found += [*second, *search.improved(second, compared)]
+        chosen_before = next(start for start in starts if start.candidate is best).chosen
+        search = _Search(arrays, costs.at(*_factors(arrays, chosen_before)), ", second time")
+        starts += search.starts(milp_time_limit_s)
+        milp_gap = search.milp_gap
+    found += [start.candidate for start in starts]
+    found += _improved(arrays, starts, compared)
     chosen = _best(arrays, [*found, *compared])
     if chosen is None:
         raise CapacityError("no plan was found that fits the budgets; raise that of the fastest tier")
-    bound = search.bound
-    if chosen.prediction.step_ns < bound.step_ns:
-        bound = dataclasses.replace(bound, step_ns=chosen.prediction.step_ns)
     return Solution(
         arrays=arrays,
         chosen=chosen,
         candidates=tuple(found),
         baselines=compared,
         bound=bound,
-        milp_gap=search.milp_gap,
+        milp_gap=milp_gap,
     )
 
 
@@ -108,68 +108,77 @@ def fits(arrays: Arrays, assignment: Assignment) -> bool:
     return bool((used_bytes(arrays, assignment) <= budgets + 1).all())
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class _Start:
+    """Where a local search may begin."""
+
+    candidate: Candidate
+    chooser: Chooser
+    prices: Prices
+    chosen: Chosen
+
+
 class _Search:
     """Candidates near the bound at some costs of a row."""
 
-    def __init__(self, arrays: Arrays, costs: RowCosts) -> None:
+    def __init__(self, arrays: Arrays, costs: RowCosts, suffix: str) -> None:
         self.arrays = arrays
         self.costs = costs
-        ahead = arrays.problem.prefetch_distance
-        self.later = arrays.windows[arrays.windows > ahead]
+        self.suffix = suffix
+        self.later = arrays.windows[arrays.windows > arrays.problem.prefetch_distance]
         everywhere = Chooser(arrays, costs, list(self.later), _spaced(self.later, _MIDDLE_WINDOWS))
         self.bound = lower_bound(everywhere)
         self.milp_gap: float | None = None
-        self._chosen: dict[str, tuple[Chooser, Prices, Chosen]] = {}
 
-    def candidates(self, milp_time_limit_s: float) -> list[Candidate]:
+    def starts(self, milp_time_limit_s: float) -> list[_Start]:
         """One or two for each of some windows of the cache in memory."""
         found = []
         for window in (None, *_spaced(self.later, _WINDOWS)):
             deeper = _spaced(self.later[self.later > window], _MIDDLE_WINDOWS) if window is not None else []
             chooser = Chooser(self.arrays, self.costs, [] if window is None else [window], deeper)
             prices = lower_bound(chooser, iterations_max=_ITERATIONS, start=self.bound.prices).prices
-            name = "resident" if window is None else f"window {window:g}"
+            name = ("resident" if window is None else f"window {window:g}") + self.suffix
             found += self._of(name, chooser, prices, first_fit(chooser, prices))
             if milp_time_limit_s > 0:
-                found += self._integer(chooser, prices, name, milp_time_limit_s / (_WINDOWS + 1))
+                seconds = milp_time_limit_s / (_WINDOWS + 1)
+                chosen, gap = integer_choice(chooser, prices, time_limit_s=seconds)
+                self.milp_gap = max(self.milp_gap or 0.0, gap)
+                found += self._of(f"{name}, milp", chooser, prices, chosen)
         return found
 
-    def factors(self, best: Candidate) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-        """How much dearer than `costs` each stage is in one of these candidates, at least 1: [K, G] each."""
-        chosen = self._chosen[best.name][2]
-        true = [_table(side) for side in stage_busy(self.arrays, chosen.assignment)]
-        linear = [chosen.column.reads, chosen.column.writes]
-        reads, writes = (
-            np.where(few > 0, np.maximum(many / np.maximum(few, 1e-300), 1.0), 1.0)
-            for many, few in zip(true, linear, strict=True)
-        )
-        return reads, writes
-
-    def improved(self, candidates: list[Candidate], baselines: tuple[Candidate, ...]) -> list[Candidate]:
-        """The best candidates of this search and the best baseline, table by table."""
-        if self.arrays.tables > _TABLES_IMPROVED or not candidates:
-            return []
-        best = sorted(candidates, key=lambda each: each.prediction.step_ns)[:_IMPROVED]
-        starts = {each.name: self._chosen[each.name] for each in best}
-        # What a baseline does with whole tables is another place to begin.
-        chooser, prices, _ = starts[best[0].name]
-        whole = min(baselines, key=lambda each: each.prediction.step_ns)
-        starts[whole.name] = (chooser, prices, chooser.whole(whole.assignment.home[:, 1], cached=True))
-        return [
-            _candidate(f"{name}, improved", self.arrays, improved(*start, trials=_TRIALS))
-            for name, start in starts.items()
-        ]
-
-    def _of(self, name: str, chooser: Chooser, prices: Prices, chosen: Chosen | None) -> list[Candidate]:
+    def _of(self, name: str, chooser: Chooser, prices: Prices, chosen: Chosen | None) -> list[_Start]:
         if chosen is None:
             return []
-        self._chosen[name] = (chooser, prices, chosen)
-        return [_candidate(name, self.arrays, filled(self.arrays, chosen.assignment))]
+        candidate = _candidate(name, self.arrays, filled(self.arrays, chosen.assignment))
+        return [_Start(candidate=candidate, chooser=chooser, prices=prices, chosen=chosen)]
 
-    def _integer(self, chooser: Chooser, prices: Prices, name: str, time_limit_s: float) -> list[Candidate]:
-        chosen, gap = integer_choice(chooser, prices, time_limit_s=time_limit_s)
-        self.milp_gap = max(self.milp_gap or 0.0, gap)
-        return self._of(f"{name}, milp", chooser, prices, chosen)
+
+def _factors(arrays: Arrays, chosen: Chosen) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """How much dearer than in the linear costs each stage is in a choice, at least 1: [K, G] each."""
+    true = [_table(side) for side in stage_busy(arrays, chosen.assignment)]
+    linear = [chosen.column.reads, chosen.column.writes]
+    reads, writes = (
+        np.where(few > 0, np.maximum(many / np.maximum(few, 1e-300), 1.0), 1.0)
+        for many, few in zip(true, linear, strict=True)
+    )
+    return reads, writes
+
+
+def _improved(arrays: Arrays, starts: list[_Start], baselines: tuple[Candidate, ...]) -> list[Candidate]:
+    """The best starts and the best baseline, table by table."""
+    if arrays.tables > _TABLES_IMPROVED or not starts:
+        return []
+    best = sorted(starts, key=lambda start: start.candidate.prediction.step_ns)[:_IMPROVED]
+    found = [
+        (start.candidate.name, improved(start.chooser, start.prices, start.chosen, trials=_TRIALS))
+        for start in best
+    ]
+    # What a baseline does with whole tables is another place to begin.
+    chooser, prices = best[0].chooser, best[0].prices
+    whole = min(baselines, key=lambda each: each.prediction.step_ns)
+    chosen = chooser.whole(whole.assignment.home[:, 1], cached=True)
+    found.append((whole.name, improved(chooser, prices, chosen, trials=_TRIALS)))
+    return [_candidate(f"{name}, improved", arrays, assignment) for name, assignment in found]
 
 
 def _best(arrays: Arrays, candidates: list[Candidate]) -> Candidate | None:
