@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from tiermem.cli.common import Output, add_output_options, add_override_option, refuse_overwriting
 from tiermem.cli.plan_tables import say_plan
-from tiermem.config.names import available
-from tiermem.config.plan import PlanConfig
+from tiermem.config import PlanConfig, available
 from tiermem.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -29,7 +28,7 @@ def add(verbs: "argparse._SubParsersAction[Any]") -> None:
         "plan",
         help="which table goes where, how large each cache is, and what a step costs",
         description=f"Shipped jobs: {', '.join(available('plans'))}. docs/planning.md walks through one.",
-        epilog="Example: tiermem plan --config eeg --verify --out plan.toml",
+        epilog="Example: tiermem plan --config planning --verify --out plan.toml",
     )
     parser.add_argument("--config", required=True, metavar="FILE", help="a planning job, or a shipped name")
     add_override_option(parser, "replace one value, e.g. trace=mine.tmtrace, budgets.dram=0.05")
@@ -51,10 +50,13 @@ def add(verbs: "argparse._SubParsersAction[Any]") -> None:
 def _run(options: argparse.Namespace) -> int:
     config = PlanConfig.load(options.config, options.overrides)
     from tiermem.data.trace_file import TraceReader  # noqa: PLC0415 (loads the extension)
-    from tiermem.planner.plan import Plan, plan_of  # noqa: PLC0415 (loads scipy)
-    from tiermem.planner.problem import Problem  # noqa: PLC0415
-    from tiermem.planner.solve import solve  # noqa: PLC0415
 
+    try:
+        from tiermem.planner.plan import Plan, plan_of  # noqa: PLC0415 (loads scipy)
+        from tiermem.planner.problem import Problem  # noqa: PLC0415
+        from tiermem.planner.solve import solve  # noqa: PLC0415
+    except ModuleNotFoundError:
+        raise ConfigError("planning needs scipy: pip install 'tiermem[plan]'") from None
     inputs = [
         name for name in (config.trace, options.plan, options.profile, options.config) if name is not None
     ]

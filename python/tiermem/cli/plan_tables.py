@@ -33,7 +33,8 @@ def say_plan(
     )
     gap = prediction.step_ns / solution.bound.step_ns - 1
     output.result(
-        f"no plan is shorter than {solution.bound.step_ns / 1e3:,.1f} us: this one is within {gap:.1%}"
+        f"bound of the linear program {solution.bound.step_ns / 1e3:,.1f} us:"
+        f" this plan is within {gap:.1%} of it"
     )
     if solution.milp_gap is not None:
         output.result(f"the integer program stopped with its incumbent within {solution.milp_gap:.2%}")

@@ -28,6 +28,7 @@ from tiermem.config.optimizer import (
     RowWiseAdagrad,
 )
 from tiermem.config.placement import Placement, TablePlacement
+from tiermem.config.plan import PlanConfig
 from tiermem.config.synth import SynthConfig, SynthTable
 from tiermem.config.tables import TableEntry, TableSet, TableSource
 
@@ -53,6 +54,7 @@ __all__ = [
     "OptimizerConfig",
     "PartialRowWiseAdam",
     "Placement",
+    "PlanConfig",
     "PublishedPoint",
     "RecboleData",
     "Rounding",

@@ -2,13 +2,13 @@
 
 import os
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field, model_validator
 
-from tiermem.config.base import BytesPerSecond, Config, DurationNs, load_toml, merge_overrides
-from tiermem.config.hierarchy import Budget, Hierarchy
-from tiermem.config.names import resolve
+from tiermem.config.base import BytesPerSecond, Config, DurationNs
+from tiermem.config.hierarchy import Budget, Hierarchy, HierarchySource
+from tiermem.config.names import load_named
 from tiermem.config.optimizer import OptimizerConfig, Rounding, RowType
 from tiermem.config.placement import PlacementSource
 
@@ -185,10 +185,6 @@ class ComputeConfig(Config):
     """Where these numbers come from, or the word assumed."""
 
 
-def _hierarchy(value: object) -> object:
-    return Hierarchy.load(value) if isinstance(value, str | os.PathLike) else value
-
-
 class Experiment(Config):
     """An experiment file, `emulator_configs/experiments/NAME.toml`."""
 
@@ -202,7 +198,7 @@ class Experiment(Config):
     """Model."""
     train: TrainConfig
     """Training."""
-    hierarchy: Annotated[Hierarchy, BeforeValidator(_hierarchy)]
+    hierarchy: HierarchySource
     """A name, a path, or a table with the contents of a hierarchy file."""
     budgets: dict[str, Budget] = Field(default_factory=dict)
     """Cache budgets by tier name; replace the hierarchy's."""
@@ -218,8 +214,7 @@ class Experiment(Config):
         Raises:
             ConfigError: names the file, the key, and what is wrong.
         """
-        path = resolve("experiments", name_or_path)
-        values: dict[str, Any] = merge_overrides(load_toml(path), overrides)
+        values, path = load_named("experiments", name_or_path, overrides)
         return cls.from_mapping(values, where=path.name)
 
     def effective_hierarchy(self) -> Hierarchy:

@@ -14,7 +14,7 @@ from tiermem.config.names import resolve
 from tiermem.errors import ConfigError
 from tiermem.units import parse_bytes
 
-__all__ = ["BackendConfig", "Budget", "ClockMode", "Hierarchy", "LogConfig", "TierConfig"]
+__all__ = ["BackendConfig", "Budget", "ClockMode", "Hierarchy", "HierarchySource", "LogConfig", "TierConfig"]
 
 ClockMode = Literal["virtual", "wall"]
 Policy = Literal["lru", "lfu", "clock", "s3fifo", "sieve", "lookahead", "auto", "random"]
@@ -216,6 +216,14 @@ class Hierarchy(Config):
     def core(self) -> list[dict[str, Any]]:
         """The tiers in the form that the extension reads."""
         return [tier.core() for tier in self.tiers]
+
+
+def _hierarchy(value: object) -> object:
+    return Hierarchy.load(value) if isinstance(value, str | os.PathLike) else value
+
+
+HierarchySource = Annotated[Hierarchy, BeforeValidator(_hierarchy)]
+"""A `Hierarchy`, its contents, or the name or path of a hierarchy file."""
 
 
 def _core_budget(budget: float | None) -> dict[str, float] | None:

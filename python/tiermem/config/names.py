@@ -2,13 +2,15 @@
 
 import difflib
 import os
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+from tiermem.config.base import load_toml, merge_overrides
 from tiermem.errors import ConfigError
 
-__all__ = ["Kind", "available", "resolve"]
+__all__ = ["Kind", "available", "load_named", "resolve"]
 
 Kind = Literal["devices", "hierarchies", "experiments", "plans", "tables", "traces"]
 
@@ -20,6 +22,18 @@ def _folder(kind: Kind) -> Path:
 def available(kind: Kind) -> list[str]:
     """Names of the shipped files of one kind, sorted."""
     return sorted(path.stem for path in _folder(kind).glob("*.toml"))
+
+
+def load_named(
+    kind: Kind, name_or_path: str | os.PathLike[str], overrides: Sequence[str] = ()
+) -> tuple[dict[str, Any], Path]:
+    """The contents of a shipped or other file with `path.to.key=value` overrides, and where they are from.
+
+    Raises:
+        ConfigError: names the file or the override, and what is wrong.
+    """
+    path = resolve(kind, name_or_path)
+    return merge_overrides(load_toml(path), overrides), path
 
 
 def resolve(kind: Kind, name_or_path: str | os.PathLike[str]) -> Path:

@@ -2,20 +2,16 @@
 
 import os
 from collections.abc import Sequence
-from typing import Annotated, Any, Self
+from typing import Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field, model_validator
 
-from tiermem.config.base import Config, DurationNs, load_toml, merge_overrides
-from tiermem.config.hierarchy import Budget, Hierarchy
-from tiermem.config.names import resolve
+from tiermem.config.base import Config, DurationNs
+from tiermem.config.hierarchy import Budget, Hierarchy, HierarchySource
+from tiermem.config.names import load_named
 from tiermem.config.optimizer import OptimizerConfig, RowWiseAdagrad
 
 __all__ = ["PlanConfig"]
-
-
-def _hierarchy(value: object) -> object:
-    return Hierarchy.load(value) if isinstance(value, str | os.PathLike) else value
 
 
 class PlanConfig(Config):
@@ -30,7 +26,7 @@ class PlanConfig(Config):
     """A trace file. The bytes of its rows are those of whole images: fp32 weights and optimizer state."""
     profile_share: float = Field(default=0.6, gt=0, lt=1)
     """Share of the batches, from the first one on, that the plan is made from. The others verify it."""
-    hierarchy: Annotated[Hierarchy, BeforeValidator(_hierarchy)]
+    hierarchy: HierarchySource
     """A name, a path, or a table with the contents of a hierarchy file."""
     budgets: dict[str, Budget] = Field(default_factory=dict)
     """Budgets by tier name; replace the hierarchy's."""
@@ -62,8 +58,7 @@ class PlanConfig(Config):
         Raises:
             ConfigError: names the file, the key, and what is wrong.
         """
-        path = resolve("plans", name_or_path)
-        values: dict[str, Any] = merge_overrides(load_toml(path), overrides)
+        values, path = load_named("plans", name_or_path, overrides)
         return cls.from_mapping(values, where=path.name)
 
     def effective_hierarchy(self) -> Hierarchy:

@@ -3,13 +3,13 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from tiermem.config.base import Config, load_toml, merge_overrides
+from tiermem.config.base import Config
 from tiermem.config.locality import LocalityStats, read_locality_stats
-from tiermem.config.names import resolve
+from tiermem.config.names import load_named
 from tiermem.config.tables import TableSet
 from tiermem.errors import ConfigError
 
@@ -169,8 +169,7 @@ class SynthConfig(Config):
         Raises:
             ConfigError: names the file, the key, and what is wrong.
         """
-        path = resolve("traces", name_or_path)
-        values: dict[str, Any] = merge_overrides(load_toml(path), overrides)
+        values, path = load_named("traces", name_or_path, overrides)
         config = cls.from_mapping(values, where=path.name)
         if isinstance(config.law, ReuseLaw) and "\0" not in config.law.stats:
             beside = path.parent / config.law.stats

@@ -165,10 +165,6 @@ class DeviceService:
         last_ns = max(last_ns, serial * share + media_ns + self._fixed_ns, self._tail_ns(demand.reads))
         return sustained * (1 - share) + last_ns
 
-    def latency_ns(self) -> float:
-        """Of one read of the reference size on an idle device."""
-        return float(self.spec.read.latency_ns)
-
     def _commands_ns(self, requests: float, nbytes: float, direction: ReadSpec | WriteSpec) -> float:
         command_ns, small_bytes = direction.command_ns, direction.small_bytes
         is_small = requests > 0 and nbytes / requests <= small_bytes
@@ -278,14 +274,20 @@ class DeviceService:
             return 0.0
         page = float(self.spec.page_bytes)
         outstanding = min(accesses, float(self.spec.queue_depth))
-        latency_ns, bytes_per_ns = _closed(self._curve(read_percent), max(1.0, outstanding) * page)
+        latency_ns, bytes_per_ns = _closed(self._curves[read_percent], max(1.0, outstanding) * page)
         return latency_ns + (accesses - outstanding) * page / bytes_per_ns
 
-    @functools.lru_cache(maxsize=8)  # noqa: B019 (as many as there are services)
-    def _curve(self, read_percent: int) -> tuple[tuple[float, float], ...]:
-        """Bandwidth in bytes per ns and latency in ns; outside the given shares the nearest curve."""
-        curves = sorted(self.spec.curves, key=lambda curve: abs(curve.read_percent - read_percent))
-        return tuple((bandwidth * 1e-9, float(ns)) for bandwidth, ns in curves[0].points)
+    @functools.cached_property
+    def _curves(self) -> dict[int, tuple[tuple[float, float], ...]]:
+        """Of reads (100) and writes (0): bandwidth in bytes per ns and latency in ns, the nearest curve."""
+        nearest = {
+            wanted: min(self.spec.curves, key=lambda curve: abs(curve.read_percent - wanted))
+            for wanted in (100, 0)
+        }
+        return {
+            wanted: tuple((bandwidth * 1e-9, float(ns)) for bandwidth, ns in curve.points)
+            for wanted, curve in nearest.items()
+        }
 
 
 def _closed(curve: tuple[tuple[float, float], ...], target: float) -> tuple[float, float]:

@@ -33,7 +33,6 @@ class Tier:
     is_log: bool
     spare: float
     """Of a log: room beyond its rows, as a share of it."""
-    compaction_share: float
     segment_bytes: int
 
 
@@ -52,7 +51,6 @@ def _tier(tier: TierConfig, bytes_total: int) -> Tier:
         is_byte=device.kind == "byte",
         is_log=tier.effective_layout() == "log",
         spare=tier.log.spare,
-        compaction_share=tier.log.compaction_share,
         segment_bytes=tier.log.segment_bytes,
     )
 
@@ -95,20 +93,23 @@ class Arrays:
         self._check_capacity()
 
     @functools.cached_property
-    def starts(self) -> Floats:
-        """Rows before each segment, float64 [T, S]."""
-        return np.cumsum(self.segment_rows, axis=1) - self.segment_rows
+    def edges(self) -> Floats:
+        """Rows of the first 0, 1, ... S segments, float64 [T, S + 1]."""
+        return np.concatenate([np.zeros((self.tables, 1)), np.cumsum(self.segment_rows, axis=1)], axis=1)
 
     @functools.cached_property
     def held(self) -> Floats:
         """float64 [T, S, W]: distinct rows that `windows[w]` consecutive batches ask for."""
+        bounded: Floats = np.minimum(self.summed(self.misses), self.segment_rows[..., None])
+        return bounded
+
+    def summed(self, misses: Floats) -> Floats:
+        """Sums of misses [..., W] over the first 0, 1, ... batches, at the windows."""
         steps = np.diff(self.windows)
-        before, after = self.misses[..., :-1], self.misses[..., 1:]
+        before, after = misses[..., :-1], misses[..., 1:]
         # The sum of a straight line over whole numbers, its end left out.
         grown = steps * (before + after) / 2 + (before - after) / 2
-        held = np.concatenate([np.zeros((*grown.shape[:2], 1)), np.cumsum(grown, axis=2)], axis=2)
-        bounded: Floats = np.minimum(held, self.segment_rows[..., None])
-        return bounded
+        return np.concatenate([np.zeros((*grown.shape[:-1], 1)), np.cumsum(grown, axis=-1)], axis=-1)
 
     def misses_at(self, window: float) -> Floats:
         """`misses` at any number of batches, float64 [T, S]."""
@@ -118,10 +119,14 @@ class Arrays:
         """`held` at any number of batches, float64 [T, S]."""
         return self._between(self.held, window)
 
-    def _between(self, curves: Floats, window: float) -> Floats:
-        upper = int(np.clip(np.searchsorted(self.windows, window), 1, len(self.windows) - 1))
+    def place(self, window: Floats) -> tuple[npt.NDArray[np.int64], Floats]:
+        """Between which windows some numbers of batches lie: the upper one, and its weight."""
+        upper = np.clip(np.searchsorted(self.windows, window, side="left"), 1, len(self.windows) - 1)
         low, high = self.windows[upper - 1], self.windows[upper]
-        weight = min(1.0, (window - low) / (high - low))
+        return upper, np.clip((window - low) / (high - low), 0.0, 1.0)
+
+    def _between(self, curves: Floats, window: float) -> Floats:
+        (upper,), (weight,) = self.place(np.array([window]))
         mixed: Floats = curves[..., upper - 1] * (1 - weight) + curves[..., upper] * weight
         return mixed
 

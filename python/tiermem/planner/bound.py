@@ -9,7 +9,7 @@ cheapest choice. Any prices prove a bound, so stopping early costs tightness, ne
 
 import dataclasses
 
-from tiermem.planner.choose import Chooser, Chosen
+from tiermem.planner.choose import Chooser
 from tiermem.planner.master import Master, Prices
 
 __all__ = ["Bound", "lower_bound"]
@@ -26,32 +26,24 @@ class Bound:
     """No plan has a shorter predicted step."""
     prices: Prices
     """At which it holds."""
-    mixture_ns: float
-    """The step time of the best mixture that was found; the bound is at most this."""
-    iterations: int
-    answers: tuple[Chosen, ...]
-    """What tables chose on the way, the last answer last."""
 
 
 def lower_bound(chooser: Chooser, *, iterations_max: int = 100, start: Prices | None = None) -> Bound:
     """The bound; deterministic."""
     master = Master(chooser.arrays)
     starts = master.start() + ([] if start is None else [start])
-    answers = [chooser.choose(prices) for prices in starts]
-    for answer in answers:
-        master.add(answer.column)
-    best = Bound(0.0, starts[-1], float("inf"), 0, ())
-    for number in range(1, iterations_max + 1):
+    for prices in starts:
+        master.add(chooser.choose(prices).column)
+    best = Bound(0.0, starts[-1])
+    for _ in range(iterations_max):
         objective, prices = master.solve()
         if best.step_ns > 0:
             prices = best.prices.mixed(prices, _SMOOTHING)
         answer = chooser.choose(prices)
-        answers.append(answer)
         proven = master.value(prices, answer.price)
         if proven > best.step_ns:
-            best = dataclasses.replace(best, step_ns=proven, prices=prices)
-        best = dataclasses.replace(best, mixture_ns=objective, iterations=number)
+            best = Bound(proven, prices)
         if objective - best.step_ns <= _GAP * objective:
             break
         master.add(answer.column)
-    return dataclasses.replace(best, answers=tuple(answers))
+    return best

@@ -62,10 +62,6 @@ class Menu:
     """float64 [T, M]; infinite if there is none."""
     bytes: Floats
     """float64 [T, M, K]."""
-    reads: Floats
-    """Time for which reads keep each stage busy, float64 [T, M, K, G]."""
-    writes: Floats
-    """The same for writes."""
 
 
 class Chooser:
@@ -92,9 +88,13 @@ class Chooser:
         self.windows = [each for each in windows if each > self.ahead] if arrays.tiers[0].has_cache else []
         self.middle_windows = middle_windows
         self.row_bytes = arrays.row_bytes[:, None].astype(np.float64)
-        self.rows = _prefix(arrays.segment_rows)
+        self.rows = arrays.edges
         self.numbers = renumbering_bytes(arrays.rows).astype(np.float64)[:, None]
         self.options = list(self._options())
+        # What many options share. The caches go with the chooser.
+        self._bytes = functools.cache(self._bytes_of)
+        self._rows = functools.cache(self._rows_of)
+        self._middle_rows = functools.cache(self._middle_rows_of)
 
     def _options(self) -> Iterator[_Option]:
         pairs = [(home, home) for home in range(self.tiers)]
@@ -136,14 +136,28 @@ class Chooser:
         picked = np.argsort(price, axis=0, kind="stable")[:count].T
         table = np.arange(self.arrays.tables)[:, None]
         price, split = price[picked, table], split[picked, table]
-        shape = (*picked.shape, self.tiers)
-        nbytes, reads = np.zeros(shape), np.zeros((*shape, len(STAGES)))
-        writes = np.zeros_like(reads)
-        for number in np.unique(picked):
-            rows, columns = np.nonzero((picked == number) & np.isfinite(price))
-            used = self._used(self.options[number], rows, split[rows, columns])
-            nbytes[rows, columns], reads[rows, columns], writes[rows, columns] = used
-        return Menu(picked, split, price, nbytes, reads, writes)
+        nbytes = np.zeros((*picked.shape, self.tiers))
+        for number, rows, columns in self._places(picked, price):
+            for tier, each in self._bytes(self.options[number]).items():
+                nbytes[rows, columns, tier] = each[rows, split[rows, columns]]
+        return Menu(picked, split, price, nbytes)
+
+    def busy(self, menu: Menu) -> tuple[Floats, Floats]:
+        """For how long each place of a menu keeps stages busy by reads and by writes, [T, M, K, G] each."""
+        shape = (*menu.options.shape, self.tiers, len(STAGES))
+        reads, writes = np.zeros(shape), np.zeros(shape)
+        for number, rows, columns in self._places(menu.options, menu.prices):
+            used = self._used(self.options[number], rows, menu.splits[rows, columns])
+            reads[rows, columns], writes[rows, columns] = used[1], used[2]
+        return reads, writes
+
+    def _places(
+        self, options: npt.NDArray[np.int64], prices: Floats
+    ) -> Iterator[tuple[int, npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
+        """Each option, and where in a menu it stands."""
+        for number in np.unique(options):
+            rows, columns = np.nonzero((options == number) & np.isfinite(prices))
+            yield int(number), rows, columns
 
     def _offers(self, prices: Prices) -> tuple[Floats, npt.NDArray[np.int64]]:
         """Price and split of each option for each table, [O, T]."""
@@ -155,7 +169,7 @@ class Chooser:
         @functools.cache
         def row_prices(window: float | None, home: int, by_rank: bool) -> Floats:  # noqa: FBT001 (a key)
             """Price of the misses of the first segments, float64 [T, S + 1]; the same for many options."""
-            read, written = self._rows(window, home, by_rank=by_rank)
+            read, written = self._rows(window, home, by_rank)
             of_read = np.einsum("tsg,tg->ts", read, weights[0][:, home])
             priced: Floats = of_read + np.einsum("tsg,tg->ts", written, weights[1][:, home])
             return priced
@@ -206,8 +220,7 @@ class Chooser:
             price = price + written_rows * weights[3][:, option.middle].sum(axis=1)[:, None]
         return price
 
-    @functools.cache  # noqa: B019 (lives as long as the chooser)
-    def _bytes(self, option: _Option) -> dict[int, Floats]:
+    def _bytes_of(self, option: _Option) -> dict[int, Floats]:
         """Bytes of homes, new numbers and caches by tier, each [T, S + 1] by split."""
         first, second = option.homes
         per_row, found = self.arrays.home_bytes_per_row, {}
@@ -231,16 +244,15 @@ class Chooser:
         """Rows read from and written to each home, in the shares that they cost each stage: [T, S + 1, G]."""
         window = option.middle_window if option.middle else option.window
         first, second = option.homes
-        read, written = self._rows(window, second, by_rank=option.by_rank)
+        read, written = self._rows(window, second, option.by_rank)
         if first == second:
             yield second, read[:, -1:] + np.zeros_like(read), written[:, -1:] + np.zeros_like(written)
             return
         yield second, read[:, -1:] - read, written[:, -1:] - written
         if first > 0:
-            yield first, *self._rows(option.window, first, by_rank=option.by_rank)
+            yield first, *self._rows(option.window, first, option.by_rank)
 
-    @functools.cache  # noqa: B019 (lives as long as the chooser)
-    def _rows(self, window: float | None, home: int, *, by_rank: bool) -> tuple[Floats, Floats]:
+    def _rows_of(self, window: float | None, home: int, by_rank: bool) -> tuple[Floats, Floats]:  # noqa: FBT001 (a key)
         """Misses of the first segments, in the shares that reading and writing them costs: [T, S + 1, G]."""
         arrays = self.arrays
         misses = arrays.misses_at(self.ahead if window is None else window)
@@ -254,8 +266,7 @@ class Chooser:
             return read, _prefix(np.broadcast_to(misses[..., None], shared.shape))
         return read, read
 
-    @functools.cache  # noqa: B019 (lives as long as the chooser)
-    def _middle_rows(self, option: _Option) -> tuple[Floats, Floats]:
+    def _middle_rows_of(self, option: _Option) -> tuple[Floats, Floats]:
         """Rows read from and written to the cache below memory, by split."""
         first = option.homes[0]
         above = _below(_prefix(self.arrays.misses_at(option.window or 0.0)), first)

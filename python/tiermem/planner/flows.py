@@ -54,7 +54,7 @@ class Flows:
 
 def flows(arrays: Arrays, assignment: Assignment) -> Flows:
     """Follows the rows of a step from memory down to their homes."""
-    first = np.clip(assignment.split_rows[:, None] - arrays.starts, 0, arrays.segment_rows)
+    first = np.clip(assignment.split_rows[:, None] - arrays.edges[:, :-1], 0, arrays.segment_rows)
     with np.errstate(invalid="ignore"):
         share = np.nan_to_num(first / arrays.segment_rows)
     shares = np.stack([share, 1 - share], axis=2)
@@ -122,10 +122,7 @@ def flows(arrays: Arrays, assignment: Assignment) -> Flows:
 
 def at_window(arrays: Arrays, curves: Floats, window: Floats) -> Floats:
     """Each curve of [T, 2, W] at its own window of [T, 2]."""
-    grid = arrays.windows
-    upper = np.clip(np.searchsorted(grid, window, side="left"), 1, len(grid) - 1)
-    low, high = grid[upper - 1], grid[upper]
-    weight = np.clip((window - low) / (high - low), 0.0, 1.0)
+    upper, weight = arrays.place(window)
     before = np.take_along_axis(curves, (upper - 1)[..., None], axis=2)[..., 0]
     after = np.take_along_axis(curves, upper[..., None], axis=2)[..., 0]
     mixed: Floats = before + weight * (after - before)
@@ -134,14 +131,11 @@ def at_window(arrays: Arrays, curves: Floats, window: Floats) -> Floats:
 
 def _at_windows(arrays: Arrays, window: Floats) -> Floats:
     """The misses of each segment at the window of either part, float64 [T, S, 2]."""
-    grid = arrays.windows
-    upper = np.clip(np.searchsorted(grid, window, side="left"), 1, len(grid) - 1)
-    weight = np.clip((window - grid[upper - 1]) / (grid[upper] - grid[upper - 1]), 0.0, 1.0)[:, None]
-    table = np.arange(arrays.tables)[:, None]
-    before = arrays.misses[table, :, upper - 1].transpose(0, 2, 1)
-    after = arrays.misses[table, :, upper].transpose(0, 2, 1)
-    mixed: Floats = before + weight * (after - before)
-    return mixed
+    parts = [
+        at_window(arrays, arrays.misses, np.broadcast_to(window[:, part, None], arrays.misses.shape[:2]))
+        for part in (0, 1)
+    ]
+    return np.stack(parts, axis=2)
 
 
 def class_rows(arrays: Arrays, nbytes: float, cacheable: Floats) -> Floats:
@@ -226,10 +220,7 @@ def _block_misses(
         ],
         axis=2,
     )
-    missed = used[..., None] * survives
-    steps = np.diff(grid)
-    grown = steps * (missed[..., :-1] + missed[..., 1:]) / 2 + (missed[..., :-1] - missed[..., 1:]) / 2
-    held = np.concatenate([np.zeros((*grown.shape[:2], 1)), np.cumsum(grown, axis=2)], axis=2)
+    held = arrays.summed(used[..., None] * survives)
     held = np.minimum(held, blocks[..., None])
     slot = float(block_bytes[cached].max())
     curve = held[cached].sum(axis=0)

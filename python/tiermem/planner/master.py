@@ -5,6 +5,7 @@ import itertools
 
 import numpy as np
 import numpy.typing as npt
+from scipy.optimize import linprog
 
 from tiermem.perf.service import READ_STAGES, WRITE_STAGES
 from tiermem.planner.arrays import Arrays
@@ -110,14 +111,8 @@ class Master:
         """The step time that prices prove no plan to be below, if the cheapest costs `answered`."""
         return answered - float(prices.bytes @ self.capacity) + prices.constant_ns
 
-    def time_ns(self, column: Column) -> float:
-        """The step that an assignment has in the linear costs."""
-        return max([self.host_ns, *(_busy(limit, column) + limit.constant_ns for limit in self.limits)])
-
     def solve(self) -> tuple[float, Prices]:
         """The step time of the best mixture, and the prices."""
-        from scipy.optimize import linprog  # noqa: PLC0415 (an optional dependency)
-
         count = len(self.columns)
         times = np.array([[_busy(limit, column) for column in self.columns] for limit in self.limits])
         constants = np.array([limit.constant_ns for limit in self.limits])

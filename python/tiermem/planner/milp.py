@@ -33,13 +33,14 @@ def integer_choice(chooser: Chooser, prices: Prices, *, time_limit_s: float) -> 
     capacity = np.array([float(tier.budget_bytes) for tier in arrays.tiers])
     capacity[0] -= float(arrays.class_row_bytes.sum())
     scale = max(arrays.host_ns, 1.0)
+    reads, writes = chooser.busy(menu)
     rows, constants = [], []
     for limit in limits(arrays):
         busy = np.zeros((tables, count))
         if limit.read_stage is not None:
-            busy += menu.reads[:, :, limit.tier, limit.read_stage]
+            busy += reads[:, :, limit.tier, limit.read_stage]
         if limit.write_stage is not None:
-            busy += menu.writes[:, :, limit.tier, limit.write_stage]
+            busy += writes[:, :, limit.tier, limit.write_stage]
         if busy.any():
             rows.append(busy.ravel() / scale)
             constants.append(-limit.constant_ns / scale)

@@ -308,7 +308,7 @@ def _why(arrays: Arrays, assignment: Assignment, number: int) -> str:
 
     if split == 0:
         return f"{turnover}: {held_by(1)}"
-    before = np.clip(split - arrays.starts[number], 0, arrays.segment_rows[number])
+    before = np.clip(split - arrays.edges[number, :-1], 0, arrays.segment_rows[number])
     with np.errstate(invalid="ignore"):
         share = np.nan_to_num(before / arrays.segment_rows[number])
     taken = float((arrays.distinct[number] * share).sum()) / max(distinct, 1e-300)

@@ -126,7 +126,7 @@ class AccessProfile:
             if isinstance(error, ConfigError):
                 raise
             raise CorruptionError(
-                f"{os.fspath(path)} is not an access profile; make one with tiermem plan profile"
+                f"{os.fspath(path)} is not an access profile; make one with tiermem plan --save-profile"
             ) from None
 
     def _head(self) -> dict[str, object]:

@@ -100,7 +100,7 @@ def filled(arrays: Arrays, assignment: Assignment) -> Assignment:
     Memory's goes to its cache if anything is cached there.
     """
     capacity = np.array([float(tier.budget_bytes) for tier in arrays.tiers])
-    rows = np.concatenate([np.zeros((arrays.tables, 1)), np.cumsum(arrays.segment_rows, axis=1)], axis=1)
+    rows = arrays.edges
     missed = arrays.misses_at(float(arrays.problem.prefetch_distance))
     split = assignment.split_rows.copy()
     for position in range(len(arrays.tiers) - 1):
