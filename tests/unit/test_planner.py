@@ -88,8 +88,10 @@ def test_a_plan_keeps_within_the_budgets_and_loses_to_nobody(solution: Solution)
     assert fits(solution.arrays, solution.chosen.assignment)
     step_ns = solution.chosen.prediction.step_ns
     assert all(step_ns <= each.prediction.step_ns for each in solution.baselines)
-    assert solution.bound.step_ns <= step_ns * (1 + 1e-9)
-    assert solution.gap < 0.4
+    assert all(solution.bound.step_ns <= each.prediction.step_ns * (1 + 1e-9) for each in solution.candidates)
+    # Rows in a log share the blocks of what left memory with them, of which the bound's costs know nothing.
+    has_log = any(tier.is_log for tier in solution.arrays.tiers)
+    assert 0 <= solution.gap < (0.7 if has_log else 0.3)
 
 
 def test_the_parts_of_a_step_add_up(solution: Solution) -> None:

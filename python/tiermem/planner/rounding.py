@@ -66,7 +66,8 @@ def improved(chooser: Chooser, prices: Prices, chosen: Chosen, trials: int) -> A
     budgets = np.array([float(tier.budget_bytes) for tier in arrays.tiers])
     options, splits = chosen.options.copy(), chosen.splits.copy()
     best = filled(arrays, chosen.assignment)
-    step_ns = evaluate(arrays, best).step_ns
+    is_within = (used_bytes(arrays, best) <= budgets + 1).all()
+    step_ns = evaluate(arrays, best).step_ns if is_within else np.inf
     needs = np.argsort(-arrays.distinct.sum(axis=1) * arrays.row_bytes, kind="stable")
     changed = True
     while changed and trials > 0:
@@ -97,7 +98,7 @@ def picked(chooser: Chooser, menu: Menu, take: npt.NDArray[np.int64]) -> Chosen:
 def filled(arrays: Arrays, assignment: Assignment) -> Assignment:
     """Spends what is left of each budget: on the next rows of split tables, or on the cache.
 
-    Memory's goes to its cache if anything is cached there.
+    Memory's goes to its cache if anything is cached there. A cache that has too much gives it up.
     """
     capacity = np.array([float(tier.budget_bytes) for tier in arrays.tiers])
     rows = arrays.edges
@@ -126,10 +127,11 @@ def filled(arrays: Arrays, assignment: Assignment) -> Assignment:
                 left -= more * nbytes[place]
     assignment = dataclasses.replace(assignment, split_rows=split)
     caches = assignment.cache_bytes.copy()
-    spare = capacity - used_bytes(arrays, assignment)
+    spare = np.floor(capacity - used_bytes(arrays, assignment)).astype(np.int64)
+    least = int(arrays.class_row_bytes.sum())
     for position in range(len(arrays.tiers) - 1):
-        if spare[position] > 0 and assignment.cached[..., position].any():
-            caches[position] += int(spare[position])
+        if assignment.cached[..., position].any():
+            caches[position] = max(caches[position] + spare[position], 0 if position else least)
     return usable(arrays, dataclasses.replace(assignment, cache_bytes=caches))
 
 
