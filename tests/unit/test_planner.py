@@ -1,4 +1,4 @@
-"""The planner: budgets, the bound, plan files, refusals; and predictions against a replay in the emulator."""
+"""The planner: budgets, the bound, plan files, refusals."""
 
 import dataclasses
 from pathlib import Path
@@ -11,7 +11,7 @@ from tiermem.planner.arrays import Arrays
 from tiermem.planner.baselines import BASELINES, baseline
 from tiermem.planner.evaluate import evaluate, used_bytes
 from tiermem.planner.geometry import block_geometry, log_geometry, log_shape, pages_of_rows
-from tiermem.planner.plan import Plan, assignment_of, input_hash, plan_of
+from tiermem.planner.plan import Plan, assignment_of, input_hash, new_numbers, plan_of
 from tiermem.planner.problem import Problem
 from tiermem.planner.profile import AccessProfile, TableProfile
 from tiermem.planner.solve import Solution, fits, solve
@@ -188,6 +188,50 @@ def test_rows_lie_as_the_store_lays_them_out() -> None:
     moved = [shape.moved_per_row(live) for live in (0.0, 2e5, 6e5, 1e6)]
     assert moved == sorted(moved)
     assert moved[0] < 1e-6
+    # A cleaned segment of which a share v lives: v = m / (1 + m), and the utilisation is (v - 1) / ln v.
+    living = moved[2] / (1 + moved[2])
+    in_use = shape.segments - 8 - 0.1 * shape.segments
+    assert (living - 1) / np.log(living) == pytest.approx(6e5 / (shape.rows_per_segment * in_use))
+
+
+def test_baselines_take_tables_in_their_order() -> None:
+    arrays = Arrays(problem("optane-p5800x", hierarchy=hierarchy("optane-p5800x", dram=0.5)))
+    tables = arrays.problem.profile.tables
+    keys = {
+        "size": [table.rows * table.row_bytes for table in tables],
+        "lookups": [table.pooling * table.weight_bytes for table in tables],
+        "size-lookups": [table.pooling * table.weight_bytes * np.log10(table.rows) for table in tables],
+    }
+    for name, values in keys.items():
+        left = arrays.tiers[0].budget_bytes - int(arrays.class_row_bytes.sum())
+        resident = set()
+        for number in np.argsort(-np.array(values), kind="stable"):
+            if tables[number].rows * tables[number].row_bytes <= left:
+                left -= tables[number].rows * tables[number].row_bytes
+                resident.add(int(number))
+        assert set(np.flatnonzero(baseline(arrays, name).home[:, 0] == 0)) == resident, name
+
+
+def test_new_numbers_put_the_hottest_rows_first() -> None:
+    of = profile(2)
+    numbers, kept = new_numbers(of, np.array([True, False]))
+    assert kept is None
+    assert numbers is not None
+    assert sorted(numbers) == list(range(of.tables[0].rows))
+    np.testing.assert_array_equal(numbers[of.tables[0].hot_rows], np.arange(of.tables[0].rows))
+
+
+def test_the_hash_covers_the_whole_input() -> None:
+    job = problem("optane-p5800x")
+    others = [
+        dataclasses.replace(job, hierarchy=hierarchy("optane-p5800x", dram=0.2)),
+        dataclasses.replace(job, profile=profile(seed=2)),
+        dataclasses.replace(job, dense_ns=1),
+        dataclasses.replace(job, prefetch_distance=2),
+        dataclasses.replace(job, training=False),
+        dataclasses.replace(job, steady=False),
+    ]
+    assert len({input_hash(each) for each in (job, *others)}) == 7
 
 
 def test_used_bytes_are_homes_and_caches() -> None:

@@ -320,11 +320,11 @@ def _timed(demands: _Demands) -> Prediction:
         before = everything if tier.is_byte else waited + later.reads_only()
         waits.append(tier.service.burst_ns(before))
     slowest = int(np.argmax(busy))
-    if arrays.problem.prefetch_distance == 0:
-        step_ns = max(host_ns + max(waits), busy[slowest])
-        slowest = int(np.argmax(waits)) if host_ns + max(waits) >= busy[slowest] else slowest
-    else:
-        step_ns = max(host_ns, busy[slowest])
+    ahead = arrays.problem.prefetch_distance
+    # A batch that is fetched d steps ahead has d steps to come.
+    arrived_ns = host_ns + max(waits) if ahead == 0 else max(waits) / ahead
+    step_ns = max(host_ns, busy[slowest], arrived_ns)
+    slowest = int(np.argmax(waits)) if arrived_ns >= busy[slowest] else slowest
     homes = home_bytes(arrays, assignment)
     everywhere = [waited + later for waited, later in zip(demands.waited, demands.later, strict=True)]
     binding = "memory and dense work"

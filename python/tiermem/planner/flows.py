@@ -184,13 +184,14 @@ def _held_below(
 ) -> Floats:
     """Rows that a cache below memory has after so many batches, float64 [T, 2, W].
 
-    It sees a row when the row misses above, so not at all for the first `window` batches. An inclusive one
-    keeps the row from then on; an exclusive one gets it only when it leaves above.
+    It sees a row when the row misses above, and again when it leaves changed, `window` batches after its last
+    use. An exclusive one has it from then on only; an inclusive one has a copy of what came in lately too.
     """
-    grid = arrays.windows
+    grid, above_window = arrays.windows, window[..., None]
     above = at_window(arrays, held, window)[..., None]
     later = np.maximum(held - above, 0.0)
-    copies = arriving[..., None] * np.minimum(grid, window[..., None])
+    since = np.maximum(grid - above_window, 0.0) if arrays.problem.training else grid
+    copies = arriving[..., None] * np.minimum(since, above_window)
     return np.where(exclusive, later, later + copies)
 
 
