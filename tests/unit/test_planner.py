@@ -1,20 +1,31 @@
-"""The planner: budgets, the bound, plan files, refusals."""
+"""The planner: budgets, the bound, plan files, refusals, machines for a throughput."""
 
 import dataclasses
 from pathlib import Path
 
 import numpy as np
 import pytest
-from tiermem.config import Hierarchy, Placement
+from tiermem.config import DeviceSpec, Hierarchy, Placement
 from tiermem.errors import CapacityError, ConfigError
+from tiermem.perf.service import Demand, DeviceService
 from tiermem.planner.arrays import Arrays
 from tiermem.planner.baselines import BASELINES, baseline
 from tiermem.planner.evaluate import evaluate, used_bytes
 from tiermem.planner.geometry import block_geometry, log_geometry, log_shape, pages_of_rows
+from tiermem.planner.pictures import lru_curve, planned_sizes, roof, tables_by_home
 from tiermem.planner.plan import Plan, assignment_of, input_hash, new_numbers, plan_of
 from tiermem.planner.problem import Problem
 from tiermem.planner.profile import AccessProfile, TableProfile
 from tiermem.planner.solve import Solution, fits, solve
+from tiermem.planner.target import (
+    Machine,
+    Target,
+    least,
+    machines,
+    tiers_price_dollars,
+    tiers_watts,
+    with_some,
+)
 
 WINDOWS = np.array([0, 1, 2, 4, 8, 16, 32, 64, 128, 256])
 
@@ -241,3 +252,143 @@ def test_used_bytes_are_homes_and_caches() -> None:
     assert used[0] == cached.cache_bytes[0]
     blocks = sum(table.rows / block_geometry(table.row_bytes)[0] for table in arrays.problem.profile.tables)
     assert used[1] == pytest.approx(4096 * blocks)
+
+
+def _target(**changes: object) -> Target:
+    return dataclasses.replace(
+        Target(
+            samples_per_s=1.5e6, objective="cost", nodes_max=64, fastest_shares=(1.0, 0.25), node_watts=300.0,
+            node_price_dollars=5_000.0,
+        ),
+        **changes,  # type: ignore[arg-type]
+    )  # fmt: skip
+
+
+def _asked() -> Problem:
+    return problem("pmem-100", "optane-p5800x", profile=profile(tables=3))
+
+
+@pytest.fixture(scope="module")
+def found() -> list[Machine]:
+    return machines(_asked(), _target())
+
+
+def test_every_choice_of_tiers_is_looked_at() -> None:
+    assert list(with_some(("a", "b", "c"), always=1)) == [("a",), ("a", "b"), ("a", "c"), ("a", "b", "c")]
+    assert list(with_some(("a", "b"), always=2)) == [("a", "b")]
+
+
+def test_machines_reach_the_target_and_fewer_nodes_do_not(found: list[Machine]) -> None:
+    asked = _asked()
+    whole = [each for each in found if len(each.tiers) == 3 and each.fastest_share == 1.0]
+    assert len(whole) == 1
+    assert all(each.samples_per_s >= 1.5e6 for each in found)
+    nodes = whole[0].nodes
+    assert nodes > 1
+    for fewer in range(1, nodes):
+        part = dataclasses.replace(
+            asked,
+            profile=asked.profile.divided(fewer),
+            # Budgets are those of a node, whatever the number of nodes.
+            hierarchy=asked.hierarchy.replace(
+                tiers=tuple(
+                    tier.replace(cache=int(tier.cache * asked.profile.bytes_total)) if tier.cache else tier
+                    for tier in asked.hierarchy.tiers
+                )
+            ),
+            dense_ns=round(asked.dense_ns / fewer),
+        )
+        assert 256 / solve(part).chosen.prediction.step_ns * 1e9 < 1.5e6
+
+
+@pytest.mark.parametrize("objective", ["nodes", "power", "cost"])
+def test_the_least_is_chosen(found: list[Machine], objective: str) -> None:
+    best = least(found, objective)  # type: ignore[arg-type]
+    key = {"nodes": "nodes", "power": "power_watts", "cost": "price_dollars"}[objective]
+    assert getattr(best, key) == min(getattr(each, key) for each in found)
+
+
+def test_nothing_reaches_what_no_machine_can() -> None:
+    assert machines(problem("pmem-100"), _target(samples_per_s=1e12, nodes_max=2)) == []
+
+
+def test_a_part_of_a_device_costs_and_takes_its_part() -> None:
+    spec = DeviceSpec.load("optane-p5800x")
+    assert tiers_price_dollars({"ssd": (spec, 0.5)}) == pytest.approx(0.5 * 1_600 * 2.389)
+    assert tiers_watts({"ssd": (spec, 2.0)}, {}) == pytest.approx(2 * 4.2)
+    assert tiers_watts({"ssd": (spec, 2.0)}, {"ssd": (0.25, 0.5)}) == pytest.approx(2 * (4.2 + 0.75 * 13.8))
+
+
+def test_a_divided_profile_is_a_part_of_everything() -> None:
+    whole = profile()
+    half = whole.divided(2)
+    for one, part in zip(whole.tables, half.tables, strict=True):
+        assert part.ids == pytest.approx(one.ids / 2)
+        assert np.allclose(part.misses, one.misses / 2)
+        assert abs(part.rows - one.rows / 2) <= len(part.segment_rows)
+    assert whole.divided(1) is not half
+    assert whole.divided(1).hash() == whole.hash()
+
+
+def test_a_device_may_be_written_as_often_as_it_lasts() -> None:
+    """100 drive writes a day for 5 years, spread over 10, are 50 a day: 80 TB of random writes."""
+    service = DeviceService(DeviceSpec.load("optane-p5800x"))
+    day = Demand(writes=80e12 / 4096, write_bytes=80e12, write_accesses=80e12 / 4096)
+    assert service.worn_ns(day, 10) == pytest.approx(86_400e9, rel=1e-3)
+    assert service.worn_ns(day, 0) == 0.0
+    assert DeviceService(DeviceSpec.load("dram-ddr5-4800")).worn_ns(day, 10) == 0.0
+
+
+def test_wear_that_binds_is_the_step() -> None:
+    ageless = solve(problem("nand-pm9a3"))
+    lasting = solve(problem("nand-pm9a3", life_years=20))
+    prediction = lasting.chosen.prediction
+    assert prediction.binding == "nand-pm9a3, endurance"
+    assert prediction.step_ns > ageless.chosen.prediction.step_ns
+    assert prediction.parts["wait"] + lasting.arrays.host_ns == pytest.approx(prediction.step_ns)
+
+
+class TestPictures:
+    def test_the_curve_is_the_sum_of_misses(self) -> None:
+        """A cache of what two batches use misses what was not used in the two before."""
+        whole = profile()
+        used = sum(float(table.distinct.sum()) for table in whole.tables)
+        points = lru_curve(whole)
+        assert points[0] == (0.0, 1.0)
+        at_two = sum(float(table.misses[:, 2].sum()) for table in whole.tables) / used
+        held = sum(
+            float(table.misses[:, 0].sum() + table.misses[:, 1].sum()) * table.row_bytes
+            for table in whole.tables
+        )
+        assert points[2] == pytest.approx((held, at_two))
+
+    def test_planned_sizes_and_homes_add_up(self) -> None:
+        solution = solve(problem("pmem-100", "optane-p5800x"))
+        prediction = solution.chosen.prediction
+        sizes = planned_sizes(prediction.tiers)
+        fastest = prediction.tiers[0]
+        assert sizes["dram"][0] == pytest.approx(fastest.home_bytes + fastest.cache_bytes)
+        assert sizes["dram"][1] == pytest.approx(1 - fastest.hit_rows / fastest.probed_rows)
+        assert sizes["pmem-100"][1] <= sizes["dram"][1]
+        homes = tables_by_home(solution.arrays, solution.chosen.assignment, float(prediction.step_ns))
+        assert sum(len(points) for points in homes.values()) == len(profile().tables)
+        nbytes = sum(size for points in homes.values() for size, _ in points)
+        assert nbytes == pytest.approx(profile().bytes_total)
+
+    def test_a_roof_is_the_rated_figure(self) -> None:
+        points = dict(roof(DeviceService(DeviceSpec.load("optane-p5800x"))))
+        assert points[512.0] == pytest.approx(5e6, rel=0.05)
+        assert points[4096.0] == pytest.approx(1.5e6, rel=0.05)
+        # A lookup of less than a block reads a block.
+        assert points[64.0] == points[512.0]
+
+
+def test_budgets_as_shares_are_those_of_a_node() -> None:
+    """With as many nodes each has the same budget in bytes, so that more nodes have more memory in all."""
+    found = machines(
+        dataclasses.replace(problem("optane-p5800x"), hierarchy=hierarchy("optane-p5800x", dram=0.5)),
+        _target(samples_per_s=2e6, fastest_shares=(1.0,)),
+    )
+    (only,) = found
+    budget = only.solution.arrays.tiers[0].budget_bytes
+    assert budget == int(0.5 * profile().bytes_total)

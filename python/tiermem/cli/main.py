@@ -5,12 +5,12 @@ import sys
 from collections.abc import Sequence
 from importlib import metadata
 
-from tiermem.cli import data, demo, device, doctor, export, plan, report, trace, train
+from tiermem.cli import data, demo, device, doctor, export, plan, report, study, trace, train
 from tiermem.errors import ConfigError, TiermemError
 
 __all__ = ["main"]
 
-_VERBS = (demo, data, device, trace, plan, train, export, report, doctor)
+_VERBS = (demo, data, device, trace, plan, study, train, export, report, doctor)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -7,16 +7,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tiermem.cli.common import Output, add_output_options, add_override_option, refuse_overwriting
-from tiermem.cli.plan_tables import say_plan
-from tiermem.config import PlanConfig, available
-from tiermem.errors import ConfigError
+from tiermem.cli.plan_pictures import save_pictures
+from tiermem.cli.plan_tables import machines_document, say_machines, say_plan
+from tiermem.config import PlanConfig, TargetConfig, available
+from tiermem.errors import CapacityError, ConfigError
 
 if TYPE_CHECKING:
     from tiermem.data.accesses import Batch
     from tiermem.data.trace_file import TraceReader
     from tiermem.planner.plan import Plan
+    from tiermem.planner.problem import Problem
     from tiermem.planner.profile import AccessProfile
     from tiermem.planner.solve import Candidate, Solution
+    from tiermem.planner.target import Machine
     from tiermem.train.verify import Verified
 
 __all__ = ["add"]
@@ -38,6 +41,7 @@ def add(verbs: "argparse._SubParsersAction[Any]") -> None:
     )
     parser.add_argument("--save-profile", metavar="FILE", help="write the profile, to plan from it again")
     parser.add_argument("--out", metavar="FILE", help="write the plan")
+    parser.add_argument("--plots", metavar="DIR", help="write pictures of the plan as SVG, PNG and CSV")
     parser.add_argument(
         "--verify",
         action="store_true",
@@ -53,8 +57,6 @@ def _run(options: argparse.Namespace) -> int:
 
     try:
         from tiermem.planner.plan import Plan, plan_of  # noqa: PLC0415 (loads scipy)
-        from tiermem.planner.problem import Problem  # noqa: PLC0415
-        from tiermem.planner.solve import solve  # noqa: PLC0415
     except ModuleNotFoundError:
         raise ConfigError("planning needs scipy: pip install 'tiermem[plan]'") from None
     inputs = [
@@ -63,6 +65,33 @@ def _run(options: argparse.Namespace) -> int:
     refuse_overwriting([options.out, options.save_profile, options.json], inputs)
     output = Output(options)
     reader = TraceReader(config.trace)
+    profiled = _profiled(options, config, reader)
+    problem = _problem(options, config, reader, profiled)
+    plan = None
+    if options.plan is not None:
+        plan = Plan.load(options.plan)
+        plan.check_input(problem)
+    found, solution = _solved(options, config, problem)
+    chosen = solution.chosen if plan is None else _chosen(solution, plan)
+    plan = plan or plan_of(solution)
+    if options.out is not None:
+        plan.save(options.out)
+    verified = []
+    if options.verify:
+        verified = _verified(config, solution, chosen, list(reader), profiled)
+    if options.plots is not None:
+        save_pictures(Path(options.plots), solution, chosen, verified)
+    if config.target is not None:
+        say_machines(output, config.target, found)
+    say_plan(output, solution, plan, chosen, verified)
+    if options.out is not None:
+        output.result(f"plan: {options.out}")
+    output.document({**_document(plan, solution, verified), "machines": machines_document(found)})
+    return 0
+
+
+def _profiled(options: argparse.Namespace, config: PlanConfig, reader: "TraceReader") -> int:
+    """How many batches make the plan."""
     batches = sum(1 for _ in reader)
     profiled = int(batches * config.profile_share)
     if options.verify and batches - profiled - config.prefetch_distance < 1:
@@ -71,33 +100,59 @@ def _run(options: argparse.Namespace) -> int:
             f" to verify with {config.prefetch_distance} fetched ahead; lower profile_share, or use a"
             " longer trace"
         )
+    return profiled
+
+
+def _problem(
+    options: argparse.Namespace, config: PlanConfig, reader: "TraceReader", profiled: int
+) -> "Problem":
+    from tiermem.planner.problem import Problem  # noqa: PLC0415 (loads numpy)
+
     profile = _profile(options, config, reader, profiled)
     if options.save_profile is not None:
         profile.save(options.save_profile)
-    problem = Problem(
+    return Problem(
         profile=profile,
         hierarchy=config.effective_hierarchy(),
         dense_ns=config.dense_ns_per_step,
         prefetch_distance=config.prefetch_distance,
         training=config.training,
+        life_years=config.life_years,
     )
+
+
+def _solved(
+    options: argparse.Namespace, config: PlanConfig, problem: "Problem"
+) -> "tuple[list[Machine], Solution]":
+    """The machines that reach the target, if there is one, and the plan of a node of the best."""
+    from tiermem.planner.solve import solve  # noqa: PLC0415 (loads scipy)
+    from tiermem.planner.target import least  # noqa: PLC0415
+
+    if config.target is None:
+        return [], solve(problem, milp_time_limit_s=config.milp_seconds, seed=config.seed)
+    found = _machines(options, config.target, problem)
+    return found, least(found, config.target.objective).solution
+
+
+def _machines(options: argparse.Namespace, target: TargetConfig, problem: "Problem") -> "list[Machine]":
+    """All machines that reach the target."""
+    from tiermem.planner.target import Target, least, machines  # noqa: PLC0415
+
     if options.plan is not None:
-        plan = Plan.load(options.plan)
-        plan.check_input(problem)
-    solution = solve(problem, milp_time_limit_s=config.milp_seconds, seed=config.seed)
-    if options.plan is None:
-        plan = plan_of(solution)
-    if options.out is not None:
-        plan.save(options.out)
-    chosen = _chosen(solution, plan) if options.plan is not None else solution.chosen
-    verified = []
-    if options.verify:
-        verified = _verified(config, solution, chosen, list(reader), profiled)
-    say_plan(output, solution, plan, chosen, verified)
-    if options.out is not None:
-        output.result(f"plan: {options.out}")
-    output.document(_document(plan, solution, verified))
-    return 0
+        raise ConfigError("a plan that is given is for one machine; leave out --plan or target")
+    found = machines(problem, Target(**target.model_dump(exclude={"source"})))
+    if not found:
+        raise CapacityError(
+            f"no machine of up to {target.nodes_max} nodes reaches {target.samples_per_s:,.0f} samples/s;"
+            " raise target.nodes_max or the budgets, or lower dense_ns_per_step"
+        )
+    nodes = least(found, target.objective).nodes
+    if options.verify and nodes > 1:
+        raise ConfigError(
+            f"--verify runs the plan of one node, and the machine with the least {target.objective} has"
+            f" {nodes}; leave it out, or lower target.samples_per_s"
+        )
+    return found
 
 
 def _profile(

@@ -1,16 +1,18 @@
 """What `tiermem plan` prints."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tiermem.cli.common import Output
+from tiermem.config import TargetConfig
 from tiermem.report import Table
 
 if TYPE_CHECKING:
     from tiermem.planner.plan import Plan
     from tiermem.planner.solve import Candidate, Solution
+    from tiermem.planner.target import Machine
     from tiermem.train.verify import Verified
 
-__all__ = ["say_plan"]
+__all__ = ["machines_document", "say_machines", "say_plan"]
 
 _TABLES_SHOWN = 20
 
@@ -49,6 +51,49 @@ def say_plan(
     if others:
         output.result(f"the prediction is for lru caches, and the hierarchy has {', '.join(others)}")
     output.result(f"input hash {plan.input_hash}")
+
+
+def say_machines(output: Output, target: TargetConfig, found: "list[Machine]") -> None:
+    """Every choice of tiers that reaches the target, the best first."""
+    from tiermem.planner.target import least  # noqa: PLC0415 (loads numpy)
+
+    left, rows = list(found), []
+    while left:
+        best = least(left, target.objective)
+        left.remove(best)
+        rows.append(
+            (
+                " > ".join(best.tiers),
+                f"{best.fastest_share:.0%}",
+                f"{best.nodes:,}",
+                f"{best.samples_per_s:,.0f}",
+                f"{best.power_watts:,.0f}",
+                f"{best.price_dollars:,.0f}",
+                best.solution.chosen.prediction.binding,
+            )
+        )
+    heads = ("tiers", "of the fastest", "nodes", "samples/s", "W", "$", "bound by")
+    note = (
+        "Tables, lookups and dense work are divided evenly over nodes; what nodes send one another is not"
+        " counted. What follows is the plan of one node of the first machine."
+    )
+    title = f"Machines that reach {target.samples_per_s:,.0f} samples/s, least {target.objective} first"
+    output.table(Table(title, heads, tuple(rows), note))
+
+
+def machines_document(found: "list[Machine]") -> list[dict[str, Any]]:
+    """The same for programs, in the order in which they were found."""
+    return [
+        {
+            "tiers": list(each.tiers),
+            "fastest_share": each.fastest_share,
+            "nodes": each.nodes,
+            "samples_per_s": each.samples_per_s,
+            "power_watts": each.power_watts,
+            "price_dollars": each.price_dollars,
+        }
+        for each in found
+    ]
 
 
 def _breakdown(parts: dict[str, float]) -> str:

@@ -28,7 +28,7 @@ from tiermem.config.optimizer import (
     RowWiseAdagrad,
 )
 from tiermem.config.placement import Placement, TablePlacement
-from tiermem.config.plan import PlanConfig
+from tiermem.config.plan import PlanConfig, TargetConfig
 from tiermem.config.synth import SynthConfig, SynthTable
 from tiermem.config.tables import TableEntry, TableSet, TableSource
 
@@ -67,6 +67,7 @@ __all__ = [
     "TablePlacement",
     "TableSet",
     "TableSource",
+    "TargetConfig",
     "TierConfig",
     "TraceData",
     "TrainConfig",

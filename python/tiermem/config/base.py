@@ -2,7 +2,7 @@
 
 import difflib
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Self, get_args
 
@@ -11,7 +11,16 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 from tiermem.errors import ConfigError
 from tiermem.units import parse_bytes, parse_bytes_per_s, parse_duration_ns
 
-__all__ = ["ByteCount", "BytesPerSecond", "Config", "DurationNs", "load_toml", "merge_overrides"]
+__all__ = [
+    "ByteCount",
+    "BytesPerSecond",
+    "Config",
+    "DurationNs",
+    "check_sources",
+    "leaves",
+    "load_toml",
+    "merge_overrides",
+]
 
 ByteCount = Annotated[int, BeforeValidator(parse_bytes)]
 """An integer of bytes, or a string such as "64MiB"."""
@@ -153,3 +162,28 @@ def merge_overrides(values: dict[str, Any], overrides: Sequence[str]) -> dict[st
                 raise ConfigError(f'"{path}" goes through "{key}", which is not a table')
         table[keys[-1]] = value
     return values
+
+
+def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value that is not a table, with its dotted path."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def check_sources(stated: Mapping[str, Any], sources: Container[str], where: str) -> list[str]:
+    """The dotted paths of all numbers of a file, each of which has a source.
+
+    Raises:
+        ConfigError: names the file and a number without one.
+    """
+    numbers = [path for path, value in leaves(stated) if not isinstance(value, str | bool)]
+    for key in numbers:
+        if key not in sources:
+            raise ConfigError(
+                f'{where}: {key} has no source; add [source."{key}"]'
+                " of kind datasheet, measured, derived or assumed"
+            )
+    return numbers

@@ -2,12 +2,11 @@
 
 import json
 import os
-from collections.abc import Iterator, Mapping
 from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from tiermem.config.base import Config, load_toml
+from tiermem.config.base import Config, check_sources, leaves, load_toml
 from tiermem.config.names import resolve
 from tiermem.errors import ConfigError
 
@@ -240,7 +239,7 @@ class DeviceSpec(Config):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        for path, value in _leaves(self.model_dump(exclude={"source", "published"}), ""):
+        for path, value in leaves(self.model_dump(exclude={"source", "published"})):
             if isinstance(value, int) and value >= 2**63:
                 raise ValueError(f"{path}: {value} is out of range; it must be below 2^63")
         return self
@@ -255,13 +254,8 @@ class DeviceSpec(Config):
         path = resolve("devices", name_or_path)
         values = load_toml(path)
         spec = cls.from_mapping(values, where=path.name)
-        numbers = _numbers(values)
-        for key in numbers:
-            if key not in spec.source:
-                raise ConfigError(
-                    f'{path.name}: {key} has no source; add [source."{key}"]'
-                    " of kind datasheet, measured, derived or assumed"
-                )
+        stated = {key: value for key, value in values.items() if key not in ("source", "published")}
+        numbers = check_sources(stated, spec.source, path.name)
         for key in spec.source:
             if key not in numbers:
                 raise ConfigError(f"{path.name}: {key} has a source but no number")
@@ -274,21 +268,8 @@ class DeviceSpec(Config):
     def numbers(self) -> dict[str, Any]:
         """Every number that the file states, by its dotted path."""
         stated = self.model_dump(exclude={"source", "published"})
-        return {path: value for path, value in _leaves(stated, "") if path in self.source}
+        return {path: value for path, value in leaves(stated) if path in self.source}
 
     def assumed(self) -> list[str]:
         """Numbers without evidence."""
         return [path for path, source in self.source.items() if source.kind == "assumed"]
-
-
-def _leaves(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
-def _numbers(values: Mapping[str, Any]) -> list[str]:
-    stated = {key: value for key, value in values.items() if key not in ("source", "published")}
-    return [path for path, value in _leaves(stated, "") if not isinstance(value, str | bool)]

@@ -12,7 +12,7 @@ from tiermem.errors import ConfigError
 
 __all__ = ["Kind", "available", "load_named", "resolve"]
 
-Kind = Literal["devices", "hierarchies", "experiments", "plans", "tables", "traces"]
+Kind = Literal["devices", "experiments", "hierarchies", "nodes", "plans", "studies", "tables", "traces"]
 
 
 def _folder(kind: Kind) -> Path:

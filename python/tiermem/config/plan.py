@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Sequence
-from typing import Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -11,7 +11,26 @@ from tiermem.config.hierarchy import Budget, Hierarchy, HierarchySource
 from tiermem.config.names import load_named
 from tiermem.config.optimizer import OptimizerConfig, RowWiseAdagrad
 
-__all__ = ["PlanConfig"]
+__all__ = ["PlanConfig", "TargetConfig"]
+
+
+class TargetConfig(Config):
+    """A throughput, and what the machine that reaches it should have least of."""
+
+    samples_per_s: float = Field(gt=0)
+    """Of all nodes together."""
+    objective: Literal["nodes", "power", "cost"]
+    """What there should be least of."""
+    nodes_max: int = Field(default=1024, ge=1, le=2**16)
+    """No more nodes than this; tables, lookups and dense work are divided evenly over them."""
+    fastest_shares: tuple[Annotated[float, Field(gt=0, le=1)], ...] = (1.0, 0.5, 0.25)
+    """Of the fastest tier's budget, what may be bought."""
+    node_watts: float = Field(ge=0)
+    """Of a node without its tiers."""
+    node_price_dollars: float = Field(ge=0)
+    """Of a node without its tiers."""
+    source: str
+    """Where these numbers come from, or the word assumed."""
 
 
 class PlanConfig(Config):
@@ -40,6 +59,10 @@ class PlanConfig(Config):
     """Dense work of a step; an integer of nanoseconds, or a string such as "2ms"."""
     source: str
     """Where that number comes from, or the word assumed."""
+    life_years: int = Field(default=0, ge=0, le=100)
+    """How long devices must last at the rate at which steps write to them; 0: no limit."""
+    target: TargetConfig | None = None
+    """Which machine to plan for, if that is the question; budgets are those of one node."""
     milp_seconds: float = Field(default=0.0, ge=0)
     """How long the integer program may look for better whole-table choices; 0: not at all."""
     seed: int = Field(default=1, ge=0)

@@ -24,6 +24,7 @@ _BISECTIONS = 50
 _SERIAL_SHARE = 1 - 1e-9
 _BALLS_MAX = 4096
 _BLOCK_BYTES = 4096
+_YEAR_NS = 365 * 24 * 3600 * 1e9
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -164,6 +165,16 @@ class DeviceService:
         serial = max(time for stage, time in self.stages_ns(demand).items() if stage != "media units")
         last_ns = max(last_ns, serial * share + media_ns + self._fixed_ns, self._tail_ns(demand.reads))
         return sustained * (1 - share) + last_ns
+
+    def worn_ns(self, demand: Demand, life_years: int) -> float:
+        """How long a device may take for these writes, if it is to last so many years."""
+        wear = self.spec.wear
+        if wear.endurance_bytes == 0:
+            return 0.0
+        random_bytes, sequential_bytes = self._drains(demand)
+        # The endurance is stated for random writes, which the medium amplifies.
+        nbytes = random_bytes + sequential_bytes * 100 / wear.write_amplification_percent
+        return nbytes / wear.endurance_bytes * life_years * _YEAR_NS
 
     def _commands_ns(self, requests: float, nbytes: float, direction: ReadSpec | WriteSpec) -> float:
         command_ns, small_bytes = direction.command_ns, direction.small_bytes

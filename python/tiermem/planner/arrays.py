@@ -86,6 +86,13 @@ class Arrays:
         self.rows = np.array([table.rows for table in tables], dtype=np.int64)
         self.row_bytes = np.array([table.row_bytes for table in tables], dtype=np.int64)
         self.weight_bytes = np.array([table.weight_bytes for table in tables], dtype=np.int64)
+        if not problem.deduplicated:
+            # What caches hold is the same; what is asked of them is not.
+            held = self.held
+            with np.errstate(invalid="ignore", divide="ignore"):
+                repeats = np.where(self.distinct > 0, self.ids / self.distinct, 1.0)
+            self.distinct, self.misses = self.distinct * repeats, self.misses * repeats[..., None]
+            self.held = held
         shapes = sorted({(table.weight_bytes, table.row_bytes) for table in tables})
         self.classes = len(shapes)
         self.class_of = np.array([shapes.index((table.weight_bytes, table.row_bytes)) for table in tables])

@@ -312,25 +312,27 @@ def _timed(demands: _Demands) -> Prediction:
     arrays, assignment, found = demands.arrays, demands.assignment, demands.found
     host_ns = arrays.host_ns
     dense_ns = float(arrays.problem.dense_ns)
-    waits, busy = [0.0], [0.0]
+    waits, busy, worn = [0.0], [0.0], [0.0]
     for position, tier in enumerate(arrays.tiers[1:], start=1):
         waited, later = demands.waited[position], demands.later[position]
         everything = waited + later
         busy.append(tier.service.sustained_ns(everything))
         before = everything if tier.is_byte else waited + later.reads_only()
         waits.append(tier.service.burst_ns(before))
-    slowest = int(np.argmax(busy))
+        worn.append(tier.service.worn_ns(everything, arrays.problem.life_years))
     ahead = arrays.problem.prefetch_distance
     # A batch that is fetched d steps ahead has d steps to come.
     arrived_ns = host_ns + max(waits) if ahead == 0 else max(waits) / ahead
-    step_ns = max(host_ns, busy[slowest], arrived_ns)
-    slowest = int(np.argmax(waits)) if arrived_ns >= busy[slowest] else slowest
+    step_ns = max(host_ns, *busy, arrived_ns, *worn)
     homes = home_bytes(arrays, assignment)
     everywhere = [waited + later for waited, later in zip(demands.waited, demands.later, strict=True)]
     binding = "memory and dense work"
     if step_ns > host_ns:
+        slowest = int(np.argmax(waits if arrived_ns >= max(busy) else busy))
         stages = arrays.tiers[slowest].service.stages_ns(everywhere[slowest])
         binding = f"{arrays.tiers[slowest].name}, {max(stages, key=stages.__getitem__)}"
+        if max(worn) == step_ns:
+            binding = f"{arrays.tiers[int(np.argmax(worn))].name}, endurance"
     probed, hit = _hits(arrays, assignment, found)
     loads = tuple(
         TierLoad(

@@ -147,6 +147,8 @@ def input_hash(problem: Problem) -> str:
             "prefetch_distance": problem.prefetch_distance,
             "training": problem.training,
             "steady": problem.steady,
+            "life_years": problem.life_years,
+            "deduplicated": problem.deduplicated,
             "planner": _versions(),
         }
     )

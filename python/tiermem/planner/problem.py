@@ -29,6 +29,10 @@ class Problem:
     """Whether rows are updated."""
     steady: bool = True
     """Whether caches are full; otherwise one that the profiled batches do not fill lets nothing go."""
+    life_years: int = 0
+    """How long devices must last at the rate at which a step writes to them; 0: no limit."""
+    deduplicated: bool = True
+    """Whether a batch asks for a row once, however often it looks the row up."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True, eq=False)

@@ -73,6 +73,12 @@ class AccessProfile:
         """Bytes of all row images."""
         return sum(table.rows * table.row_bytes for table in self.tables)
 
+    def divided(self, nodes: int) -> Self:
+        """What one of so many nodes is asked for if each has an equal part of every table."""
+        return dataclasses.replace(
+            self, tables=tuple(_divided(table, nodes) if nodes > 1 else table for table in self.tables)
+        )
+
     def hash(self) -> str:
         """Of everything in it, 16 hexadecimal digits."""
         return digest(
@@ -132,6 +138,19 @@ class AccessProfile:
     def _head(self) -> dict[str, object]:
         keys = ("origin", "bags", "batches")
         return {**{key: getattr(self, key) for key in keys}, "windows": self.windows.tolist()}
+
+
+def _divided(table: TableProfile, nodes: int) -> TableProfile:
+    segment_rows = np.maximum(1, np.round(table.segment_rows / nodes)).astype(np.int64)
+    return dataclasses.replace(
+        table,
+        rows=int(segment_rows.sum()),
+        segment_rows=segment_rows,
+        segment_ids=table.segment_ids / nodes,
+        distinct=table.distinct / nodes,
+        misses=table.misses / nodes,
+        hot_rows=table.hot_rows[:0],
+    )
 
 
 _ARRAYS = ("segment_rows", "segment_ids", "distinct", "misses", "hot_rows")

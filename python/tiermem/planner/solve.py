@@ -18,13 +18,15 @@ from tiermem.planner.milp import integer_choice
 from tiermem.planner.problem import Assignment, Problem
 from tiermem.planner.rounding import filled, first_fit, improved
 
-__all__ = ["Candidate", "Solution", "solve"]
+__all__ = ["Candidate", "Solution", "fits", "solve"]
 
 _WINDOWS = 7
 _MIDDLE_WINDOWS = 4
 _ITERATIONS = 25
 _IMPROVED = 3
 _TRIALS = 300
+_NEAR = 1e-3
+"""A plan so near the bound is not improved further."""
 # With many tables what one of them does is lost in the gap to the bound.
 _TABLES_IMPROVED = 64
 
@@ -59,7 +61,9 @@ class Solution:
         return self.chosen.prediction.step_ns / self.bound.step_ns - 1
 
 
-def solve(problem: Problem, *, milp_time_limit_s: float = 0.0, seed: int = 0) -> Solution:
+def solve(
+    problem: Problem, *, milp_time_limit_s: float = 0.0, seed: int = 0, enough_ns: float = 0.0
+) -> Solution:
     """Plans.
 
     Twice: what a row costs depends on how many share its blocks, so the second time the search goes by what
@@ -69,6 +73,8 @@ def solve(problem: Problem, *, milp_time_limit_s: float = 0.0, seed: int = 0) ->
         problem: what for.
         milp_time_limit_s: how long HiGHS may look for better whole-table choices; 0: not at all.
         seed: of the random baseline.
+        enough_ns: the last part of the search, the longest, is left out where a step is no longer than this
+            or the bound says that none can be; 0: never.
 
     Raises:
         CapacityError: if the tables do not fit; names what is short and by how much.
@@ -88,8 +94,10 @@ def solve(problem: Problem, *, milp_time_limit_s: float = 0.0, seed: int = 0) ->
         starts += search.starts(milp_time_limit_s)
         milp_gap = search.milp_gap
     found += [start.candidate for start in starts]
-    found += _improved(arrays, starts, compared)
     chosen = _best(arrays, [*found, *compared])
+    if chosen is None or not _is_done(chosen.prediction.step_ns, bound.step_ns, enough_ns):
+        found += _improved(arrays, starts, compared)
+        chosen = _best(arrays, [*found, *compared])
     if chosen is None:
         raise CapacityError("no plan was found that fits the budgets; raise that of the fastest tier")
     return Solution(
@@ -100,6 +108,11 @@ def solve(problem: Problem, *, milp_time_limit_s: float = 0.0, seed: int = 0) ->
         bound=bound,
         milp_gap=milp_gap,
     )
+
+
+def _is_done(step_ns: float, bound_ns: float, enough_ns: float) -> bool:
+    near = step_ns <= bound_ns * (1 + _NEAR)
+    return near or step_ns <= enough_ns or 0 < enough_ns < bound_ns
 
 
 def fits(arrays: Arrays, assignment: Assignment) -> bool:

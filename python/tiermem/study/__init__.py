@@ -1,0 +1,1 @@
+"""Studies: published systems, asked again in virtual time."""
