@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 
 from tiermem.report import Section, Table
-from tiermem.report.style import svg_text
+from tiermem.report.style import INK, svg_text
 from tiermem.study.figures import pictures
 from tiermem.study.mtrains import Ablation, NodeStudy, Scaled
 from tiermem.study.nodes import Point
@@ -240,7 +240,7 @@ def wall_table(found: WallStudy) -> Table:
 def sections(study: NodeStudy, wall: WallStudy | None) -> list[Section]:
     """All of the page, the answer first."""
     drawn: Mapping[str, tuple[str, str]] = {
-        each.name: (each.title, svg_text(each.draw("currentColor"))) for each in pictures(study)
+        each.name: (each.title, svg_text(each.draw(INK))) for each in pictures(study)
     }
 
     def plots(*names: str) -> dict[str, str]:
@@ -256,6 +256,9 @@ def sections(study: NodeStudy, wall: WallStudy | None) -> list[Section]:
                 f' "{first}" that holds the tables, fixed before any other system is looked at. The batch is'
                 " the same for all systems. MTrainS reported 4 to 8 times fewer nodes for models that are not"
                 " public.",
+                "Where the first system is so large that its own messages slow it down, the others need far"
+                " fewer nodes; where it is not, they need about as many. What a message costs is assumed:"
+                " further down are ratios for other costs, and for a batch that grows with the nodes.",
             ),
             tables=(headline_table(study), scales_table(study)),
             plots=plots("nodes-against-scale", "throughput-against-dram"),
