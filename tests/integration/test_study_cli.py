@@ -11,6 +11,7 @@ import pytest
 import tomli_w
 from tiermem.cli.main import main
 from tiermem.config import Experiment
+from tiermem.config.node import NodeConfig
 from tiermem.config.study import NodeStudyConfig
 from tiermem.study.wall import run_wall
 
@@ -135,3 +136,18 @@ def test_training_in_wall_time_is_the_same_tiered_and_in_memory() -> None:
     assert tiered.device_bytes > 4096 * tiered.device_reads * 0.9
     assert tiered.budget_factor > 1.5
     assert found.ratios == [tiered.samples_per_s / memory.samples_per_s]
+
+
+def test_the_study_in_the_documentation_is_of_these_assumptions(root: Path) -> None:
+    """The page and the text have one digest, and the page names every number that is assumed."""
+    text = (root / "docs" / "study-mtrains.md").read_text()
+    page = (root / "docs" / "studies" / "mtrains.html").read_text()
+    (found,) = re.findall(r"results digest `([0-9a-f]{16})`", text)
+    assert f"Results digest {found}" in page
+    study = NodeStudyConfig.load("mtrains")
+    node = NodeConfig.load(study.node)
+    for key in node.assumed():
+        assert key in page
+    for name in study.headline.models:
+        for scale in study.sweep.scales:
+            assert f"{name} x{scale}" in page

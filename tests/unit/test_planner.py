@@ -285,6 +285,7 @@ def test_machines_reach_the_target_and_fewer_nodes_do_not(found: list[Machine]) 
     assert all(each.samples_per_s >= 1.5e6 for each in found)
     nodes = whole[0].nodes
     assert nodes > 1
+    assert whole[0].solution.arrays.problem.dense_ns == round(asked.dense_ns / nodes)
     for fewer in range(1, nodes):
         part = dataclasses.replace(
             asked,

@@ -84,6 +84,20 @@ def test_power_and_price_add_up() -> None:
     assert busy - idle == pytest.approx(3 * 8 * (18.0 - 4.2))
 
 
+def test_budgets_are_what_is_usable_without_staging_and_index() -> None:
+    machine = Machine(node=NODE, tiers=("hbm", "dram", "ssd"), nodes=1)
+    found = machine.hierarchy(staging_bytes=10**9, index_bytes=2 * 10**9, layout="log", cache_share=0.5)
+    hbm, dram, ssd = found.tiers
+    assert hbm.cache == (8 * 40 * 10**9 * 75 // 100 - 10**9) // 2
+    assert dram.cache == (4 * 384 * 10**9 * 80 // 100 - 2 * 10**9) // 2
+    assert ssd.cache is None
+    assert ssd.effective_layout() == "log"
+    assert ssd.device.capacity_bytes == 8 * 1_600 * 10**9 * 90 // 100
+    assert found.staging_bytes == 10**9
+    with pytest.raises(CapacityError, match='take all of tier "hbm"'):
+        machine.hierarchy(staging_bytes=10**12, index_bytes=0, layout="log")
+
+
 def _point(nodes: int) -> Point:
     return Point(
         nodes=nodes, samples_per_s=1.0, step_ns=1.0, parts_ns={"wait": 0.0}, binding="", tiers=(), busy={},
@@ -140,6 +154,20 @@ class TestTraining:
         ):
             assert self.at(tiers, 4, **change).samples_per_s < plain.samples_per_s, change
 
+    def test_a_slow_host_link_is_what_a_step_waits_for(self) -> None:
+        tiers, slow = ("hbm", "dram", "ssd"), NODE.replace(host_link_bytes_per_s=100_000_000)
+        point = Trainer(self.WORKLOAD, slow).at(tiers, 4)
+        assert point is not None
+        assert point.binding == "host link"
+        missed = point.tiers[0].probed_rows - point.tiers[0].hit_rows
+        assert point.step_ns == pytest.approx(missed * 516 / (8 * 0.1))
+
+    def test_an_idle_tier_draws_power_and_costs(self) -> None:
+        plain, more = (self.at(tiers, 16) for tiers in (("hbm", "dram"), ("hbm", "dram", "pmem")))
+        assert more.parts_ns["wait"] == plain.parts_ns["wait"] == 0
+        assert more.price_dollars - plain.price_dollars == pytest.approx(16 * 4 * 768 * 4.508, rel=1e-3)
+        assert more.power_watts - plain.power_watts == pytest.approx(16 * 4 * 24, rel=1e-3)
+
     def test_without_deduplication_every_lookup_is_a_row(self) -> None:
         plain, repeated = (
             self.at(("hbm", "dram", "ssd"), 4, placement="size", deduplicated=each) for each in (True, False)
@@ -147,6 +175,8 @@ class TestTraining:
         lookups = 65_536 * 20 * 48 / 4
         assert repeated.tiers[0].probed_rows == pytest.approx(lookups, rel=1e-3)
         assert plain.tiers[0].probed_rows < lookups / 5
+        more = repeated.tiers[0].probed_rows / plain.tiers[0].probed_rows
+        assert repeated.parts_ns["update"] == pytest.approx(more * plain.parts_ns["update"], rel=0.01)
 
     def test_nothing_writes_faster_than_lasts(self) -> None:
         """Where wear binds, all that is written in the years of the node is the endurance."""
