@@ -46,6 +46,42 @@ def test_a_plan_file_can_be_taken_again(
     assert "plan again" in capsys.readouterr().err
 
 
+def _machine(trace: Path, samples_per_s: float, *options: str) -> int:
+    target = f"samples_per_s={samples_per_s}" + ", fastest_shares=[1.0], nodes_max=4, source='assumed'"
+    values = "{" + target + ", objective='cost', node_watts=300, node_price_dollars=5000}"
+    return _plan(trace, "--set", f"target={values}", *options)
+
+
+def test_the_machine_for_a_throughput_is_verified_too(trace: Path, tmp_path: Path) -> None:
+    document, plots = tmp_path / "plan.json", tmp_path / "plots"
+    assert _machine(trace, 1e5, "--verify", "--plots", str(plots), "--json", str(document)) == 0
+    found = json.loads(document.read_text())
+    best = min(found["machines"], key=lambda each: each["price_dollars"])
+    assert best["nodes"] == 1
+    assert found["plan"]["samples_per_s"] == pytest.approx(best["samples_per_s"], rel=1e-4)
+    assert {tier["name"] for tier in found["plan"]["tiers"]} == set(best["tiers"])
+    assert abs(found["verified"][0]["error"]) < 0.1
+    names = {path.stem for path in plots.glob("*.csv")}
+    assert names == {
+        "miss-ratio-curves",
+        "placement-map",
+        "predicted-against-emulated",
+        "throughput-against-dram",
+        "tier-roofline",
+    }
+    assert all((plots / f"{name}-dark.svg").exists() for name in names)
+
+
+def test_machines_that_cannot_be_had(trace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert _machine(trace, 1e15) == 1
+    assert "no machine of up to 4 nodes reaches 1,000,000,000,000,000 samples/s" in capsys.readouterr().err
+    assert _machine(trace, 4e5, "--verify") == 2
+    assert "--verify runs the plan of one node" in capsys.readouterr().err
+    assert _machine(trace, 1.0, "--set", "milp_seconds=1.0") == 2
+    assert "with a target no integer program runs" in capsys.readouterr().err
+    assert _machine(trace, 1.0, "--plan", "plan.toml") == 2
+
+
 def test_wrong_input_is_one_sentence(trace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert _plan(trace, "--set", "budgets.dram=100") == 1
     assert 'tier "dram" has a budget of 100 bytes' in capsys.readouterr().err

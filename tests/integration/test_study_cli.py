@@ -108,6 +108,10 @@ def test_pictures_are_light_and_dark_with_their_numbers(made: Path) -> None:
         (["--set", "target_share=2"], "target_share"),
         (["--set", 'headline.ablation_model="mine"'], 'headline has a model "mine"'),
         (["--set", 'node="zion"'], 'did you mean "zionex"'),
+        (["--set", 'systems.both=["hbm", "drum"]'], 'system "both" has a tier "drum"'),
+        (["--set", 'systems.both=["hbm"]'], 'system "both" has 1 tier'),
+        (["--set", "sweep.scales=[1, 10, 1000000000]"], "sweep.scales"),
+        (["--wall", "1", "--wall-config", "scaled-out"], "has a virtual clock"),
     ],
 )
 def test_wrong_input_is_one_sentence(

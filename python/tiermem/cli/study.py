@@ -85,6 +85,10 @@ def _mtrains(options: argparse.Namespace) -> int:
     output = Output(options)
     config = NodeStudyConfig.load(options.config, options.overrides)
     experiment = Experiment.load(options.wall_config) if options.wall else None
+    if experiment is not None and experiment.hierarchy.clock != "wall":
+        raise ConfigError(
+            f'{options.wall_config} has a {experiment.hierarchy.clock} clock; set hierarchy.clock = "wall"'
+        )
     if options.out is not None:
         refuse_unwritable(Path(options.out))
     study = run_study(config, output.line, jobs=options.jobs)

@@ -72,6 +72,8 @@ class PlanConfig(Config):
     def _check(self) -> Self:
         if self.hierarchy.clock != "virtual":
             raise ValueError("a plan is verified in virtual time; leave hierarchy.clock out")
+        if self.target is not None and self.milp_seconds > 0:
+            raise ValueError("with a target no integer program runs; leave milp_seconds out")
         return self
 
     @classmethod

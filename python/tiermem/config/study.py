@@ -39,7 +39,7 @@ class HeadlineConfig(Config):
 class SweepConfig(Config):
     """What is varied."""
 
-    scales: tuple[Annotated[int, Field(ge=1)], ...] = Field(min_length=1)
+    scales: tuple[Annotated[int, Field(ge=1, le=10_000)], ...] = Field(min_length=1)
     """Rows of every table, times this."""
     turnovers: tuple[Annotated[float, Field(gt=0, lt=1)], ...]
     """Share of the rows whose popularity passes to other rows in each batch."""

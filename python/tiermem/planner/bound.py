@@ -23,7 +23,7 @@ class Bound:
     """A lower bound."""
 
     step_ns: float
-    """No plan has a shorter predicted step."""
+    """No plan has a shorter predicted step; with rows in a log it is an estimate."""
     prices: Prices
     """At which it holds."""
 

@@ -111,7 +111,8 @@ class RowCosts:
         one_read = Demand(reads=1, read_bytes=nbytes, read_accesses=accesses)
         self.read[members, position] = self._stages(position, one_read)[0]
         if tier.is_log:
-            # Appended many to a request; what compaction does comes on top.
+            # Appended many to a request; rows that compaction moves come on top. In the long run as much is
+            # read to be cleaned as is appended.
             whole = Demand(
                 writes=nbytes / REQUEST_BYTES_MAX,
                 write_bytes=nbytes,
@@ -119,6 +120,12 @@ class RowCosts:
                 sequential_share=1.0,
             )
             self.write[members, position] = self._stages(position, whole)[1] / per_block
+            cleaned = Demand(
+                reads=nbytes / REQUEST_BYTES_MAX,
+                read_bytes=nbytes,
+                read_accesses=nbytes / page + nbytes / REQUEST_BYTES_MAX,
+            )
+            self.write_reads[members, position] = self._stages(position, cleaned)[0] / per_block
         else:
             one_write = Demand(writes=1, write_bytes=nbytes, write_accesses=accesses)
             self.write[members, position] = self._stages(position, one_write)[1]

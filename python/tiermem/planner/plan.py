@@ -73,7 +73,7 @@ class Plan(Config):
     samples_per_s: float = Field(gt=0)
     """Predicted throughput."""
     bound_ns: float = Field(gt=0)
-    """No plan has a shorter predicted step."""
+    """No plan has a shorter predicted step; with rows in a log it is an estimate."""
     binding: str
     """What the step would be shortened by."""
     milp_gap: float | None = None

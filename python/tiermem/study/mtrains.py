@@ -9,6 +9,7 @@ from typing import Any, Self, TypeVar
 
 from tiermem.config.node import NodeConfig
 from tiermem.config.study import NodeStudyConfig
+from tiermem.errors import ConfigError
 from tiermem.planner.target import smallest_that_fits
 from tiermem.study.character import Character, characterised
 from tiermem.study.emulate import Emulated, emulated
@@ -107,9 +108,11 @@ def run_study(config: NodeStudyConfig, say: Progress = lambda _: None, *, jobs: 
         jobs: processes that share the work.
 
     Raises:
+        ConfigError: if a system has a tier that the node lacks.
         CapacityError: if a model fits on no system.
     """
     node = NodeConfig.load(config.node)
+    _check_systems(config, node)
     names, scales = config.headline.models, config.sweep.scales
     chosen = config.headline.ablation_model, config.headline.scale
     with _Jobs(jobs, say) as run:
@@ -158,6 +161,17 @@ def run_study(config: NodeStudyConfig, say: Progress = lambda _: None, *, jobs: 
         sensitivities=tuple(sensitivities),
         emulations=tuple(_emulations(config, node, scaled)),
     )
+
+
+def _check_systems(config: NodeStudyConfig, node: NodeConfig) -> None:
+    for name, tiers in config.systems.items():
+        for tier in tiers:
+            if tier not in node.tiers:
+                raise ConfigError(
+                    f'system "{name}" has a tier "{tier}", and node {node.name} has {", ".join(node.tiers)}'
+                )
+        if len(tiers) < 2:
+            raise ConfigError(f'system "{name}" has {len(tiers)} tier; it needs two or more')
 
 
 Task = tuple[str, Callable[..., Result], tuple[Any, ...]]
