@@ -140,12 +140,12 @@ fn store_bf16<S: Simd>(simd: S, value: S::V, addend: S::I, to: &mut [u8; 32]) {
     simd.store_high_half(simd.select_nan(value, quiet, rounded), to);
 }
 
+/// The least and the largest value, and whether all are finite.
 #[inline(always)]
-pub(super) fn encode_int8<S: Simd>(simd: S, values: &[f32], noise: NoiseKey, row: &mut [u8]) {
-    let dim = values.len();
+fn range_of<S: Simd>(simd: S, values: &[f32]) -> (f32, f32, bool) {
     let (mut low, mut high) = (simd.splat(f32::INFINITY), simd.splat(f32::NEG_INFINITY));
     let mut non_finite = 0;
-    for column in columns(dim) {
+    for column in columns(values.len()) {
         low = simd.min(low, at_or(simd, values, column, f32::INFINITY));
         high = simd.max(high, at_or(simd, values, column, f32::NEG_INFINITY));
         non_finite += simd.count_non_finite(at(simd, values, column));
@@ -155,31 +155,114 @@ pub(super) fn encode_int8<S: Simd>(simd: S, values: &[f32], noise: NoiseKey, row
     simd.store(high, &mut highs);
     let low = lows.into_iter().reduce(min_f32).unwrap_or(0.0);
     let high = highs.into_iter().reduce(max_f32).unwrap_or(0.0);
-    let scale = (high - low) / 255.0;
-    let scale = if non_finite > 0 || !scale.is_finite() { f32::NAN } else { scale };
-    // Values too close for a scale in single precision become the least of them.
-    let inverse = if scale > 0.0 && (1.0 / scale).is_finite() { 1.0 / scale } else { 0.0 };
-    let (codes, extra) = row.split_at_mut(dim);
-    extra[..4].copy_from_slice(&scale.to_le_bytes());
-    extra[4..].copy_from_slice(&low.to_le_bytes());
-    for column in columns(dim) {
-        let scaled = simd.mul(simd.sub(at(simd, values, column), simd.splat(low)), simd.splat(inverse));
+    (low, high, non_finite == 0)
+}
+
+/// How far the values of a row lie apart from one code to the next, and where code 0 is.
+#[derive(Debug, Clone, Copy)]
+struct Scale {
+    inverse: f32,
+    bias: f32,
+    largest: f32,
+}
+
+impl Scale {
+    /// Values too close for a scale in single precision become the least of them.
+    fn new(scale: f32, bias: f32, largest: f32) -> Self {
+        let inverse = if scale > 0.0 && (1.0 / scale).is_finite() { 1.0 / scale } else { 0.0 };
+        Self { inverse, bias, largest }
+    }
+
+    /// 16 codes, not yet rounded.
+    #[inline(always)]
+    fn codes<S: Simd>(&self, simd: S, values: &[f32], noise: NoiseKey, column: usize) -> S::V {
+        let scaled = simd.mul(simd.sub(at(simd, values, column), simd.splat(self.bias)), simd.splat(self.inverse));
         let scaled = if let Some(key) = noise {
             let bits = simd.shr::<8>(random_bits(simd, key, column));
             simd.add(scaled, simd.mul(simd.to_float(bits), simd.splat(1.0 / 16_777_216.0)))
         } else {
             scaled
         };
-        let scaled = simd.max(simd.min(scaled, simd.splat(255.0)), simd.splat(0.0));
-        let rest = &mut codes[column..];
-        if let Some(full) = rest.first_chunk_mut() {
-            simd.store_u8(scaled, noise.is_none(), full);
-        } else {
-            let mut bytes = [0; LANES];
-            simd.store_u8(scaled, noise.is_none(), &mut bytes);
-            rest.copy_from_slice(&bytes[..rest.len()]);
+        simd.max(simd.min(scaled, simd.splat(self.largest)), simd.splat(0.0))
+    }
+
+    /// Stores a byte for each column.
+    #[inline(always)]
+    fn store_bytes<S: Simd>(&self, simd: S, values: &[f32], noise: NoiseKey, codes: &mut [u8]) {
+        for column in columns(values.len()) {
+            let scaled = self.codes(simd, values, noise, column);
+            let rest = &mut codes[column..];
+            if let Some(full) = rest.first_chunk_mut() {
+                simd.store_u8(scaled, noise.is_none(), full);
+            } else {
+                let mut bytes = [0; LANES];
+                simd.store_u8(scaled, noise.is_none(), &mut bytes);
+                rest.copy_from_slice(&bytes[..rest.len()]);
+            }
         }
     }
+
+    /// Stores half a byte for each column.
+    #[inline(always)]
+    fn store_nibbles<S: Simd>(&self, simd: S, values: &[f32], noise: NoiseKey, codes: &mut [u8]) {
+        for (column, packed) in columns(values.len()).zip(codes.chunks_mut(LANES / 2)) {
+            let mut bytes = [0; LANES];
+            simd.store_u8(self.codes(simd, values, noise, column), noise.is_none(), &mut bytes);
+            if let Some(behind) = bytes.get_mut(values.len() - column..) {
+                behind.fill(0);
+            }
+            for (byte, two) in packed.iter_mut().zip(bytes.as_chunks::<2>().0) {
+                *byte = two[0] | two[1] << 4;
+            }
+        }
+    }
+}
+
+#[inline(always)]
+pub(super) fn encode_int8<S: Simd>(simd: S, values: &[f32], noise: NoiseKey, row: &mut [u8]) {
+    let (low, high, is_finite) = range_of(simd, values);
+    let scale = (high - low) / 255.0;
+    let scale = if is_finite && scale.is_finite() { scale } else { f32::NAN };
+    let (codes, extra) = row.split_at_mut(values.len());
+    extra[..4].copy_from_slice(&scale.to_le_bytes());
+    extra[4..].copy_from_slice(&low.to_le_bytes());
+    Scale::new(scale, low, 255.0).store_bytes(simd, values, noise, codes);
+}
+
+/// A float as a half, to nearest, and the float that this is.
+#[inline(always)]
+fn half<S: Simd>(simd: S, value: f32) -> ([u8; 2], f32) {
+    let mut halves = [0; 32];
+    simd.store_f16(simd.splat(value), &mut halves);
+    let bytes = [halves[0], halves[1]];
+    let mut lanes = [0.0; LANES];
+    simd.store(simd.splat_f16(&bytes), &mut lanes);
+    (bytes, lanes[0])
+}
+
+/// Writes scale and bias as halves; codes are of what those are, not of what they were rounded from.
+#[inline(always)]
+fn half_scale<S: Simd>(simd: S, values: &[f32], largest: f32, extra: &mut [u8]) -> Scale {
+    let (low, high, is_finite) = range_of(simd, values);
+    let (bias_bytes, bias) = half(simd, low);
+    let (scale_bytes, scale) = half(simd, (high - bias) / largest);
+    let is_finite = is_finite && scale.is_finite() && bias.is_finite();
+    let (scale_bytes, scale) = if is_finite { (scale_bytes, scale) } else { half(simd, f32::NAN) };
+    extra[..2].copy_from_slice(&scale_bytes);
+    extra[2..].copy_from_slice(&bias_bytes);
+    Scale::new(scale, bias, largest)
+}
+
+#[inline(always)]
+fn encode_int8_fp16<S: Simd>(simd: S, values: &[f32], noise: NoiseKey, row: &mut [u8]) {
+    let (codes, extra) = row.split_at_mut(values.len());
+    half_scale(simd, values, 255.0, extra).store_bytes(simd, values, noise, codes);
+}
+
+#[inline(always)]
+fn encode_int4<S: Simd>(simd: S, values: &[f32], noise: NoiseKey, row: &mut [u8]) {
+    let (codes, extra) = row.split_at_mut(values.len().div_ceil(2));
+    half_scale(simd, values, 15.0, extra).store_nibbles(simd, values, noise, codes);
 }
 
 /// Stores floats as a row.
@@ -192,6 +275,8 @@ pub(super) fn encode_row<S: Simd>(simd: S, row_type: RowType, values: &[f32], no
         (RowType::Bf16, None) => encode::<S, 32>(simd, NearestBf16, values, row),
         (RowType::Bf16, Some(key)) => encode::<S, 32>(simd, RandomBf16(key), values, row),
         (RowType::Int8, noise) => encode_int8(simd, values, noise, row),
+        (RowType::Int8Fp16, noise) => encode_int8_fp16(simd, values, noise, row),
+        (RowType::Int4, noise) => encode_int4(simd, values, noise, row),
     }
 }
 

@@ -9,7 +9,7 @@ use serde::Deserialize;
 
 use super::columns::{at, columns, put};
 use super::kernels::{Instructions, Kernel, LANES, LINE_BYTES, Simd};
-use super::row_type::{Bf16, Fp16, Fp32, Int8, RowShape, RowType, Stored, stored_at, stored_columns};
+use super::row_type::{Bf16, Fp16, Fp32, Int4, Int8, Int8Fp16, RowShape, RowType, Stored, stored_at, stored_columns};
 
 /// Bytes of rows that are asked for before they are used: a third of the smallest first-level cache of today.
 const AHEAD_BYTES: usize = 16 << 10;
@@ -123,7 +123,7 @@ fn add_row<S: Simd, R: Stored, const N: usize, const TAIL: bool>(
     // One check of the bounds for all columns.
     let from = stored_columns::<R>(row, column, if TAIL { dim - column } else { N * LANES });
     for (vector, sum) in sums.iter_mut().enumerate() {
-        let from = &from[vector * LANES * R::COLUMN_BYTES..];
+        let from = &from[R::bytes(vector * LANES)..];
         let is_tail = TAIL && vector == N - 1;
         let value = if is_tail { R::load_partial(simd, extra, from) } else { R::load(simd, extra, from) };
         *sum = simd.add(*sum, if let Some(factor) = factor { simd.mul(factor, value) } else { value });
@@ -149,7 +149,7 @@ fn pool_block<S: Simd, R: Stored, const N: usize, const TAIL: bool>(
     for (at, &slot) in slots[bag.positions.clone()].iter().enumerate() {
         if let Some(&later) = later.get(at) {
             let start = later as usize * nbytes;
-            simd.prefetch_lines(&weights[start..start + nbytes], (N * LANES * R::COLUMN_BYTES).div_ceil(LINE_BYTES));
+            simd.prefetch_lines(&weights[start..start + nbytes], R::bytes(N * LANES).div_ceil(LINE_BYTES));
         }
         let start = slot as usize * nbytes;
         let row = &weights[start..start + nbytes];
@@ -217,8 +217,9 @@ fn pool_exact<S: Simd, R: Stored, const N: usize, const BYTES: usize>(simd: S, j
                 simd.prefetch(&rows[later as usize]);
             }
             let row = &rows[slot as usize];
+            let extra = R::extra(simd, row, N * LANES);
             for (vector, sum) in sums.iter_mut().enumerate() {
-                *sum = simd.add(*sum, R::load(simd, R::extra(simd, &[], 0), &row[vector * LANES * R::COLUMN_BYTES..]));
+                *sum = simd.add(*sum, R::load(simd, extra, &row[R::bytes(vector * LANES)..]));
             }
         }
         if lookup.pooling == Pooling::Mean && count > 1 {
@@ -253,6 +254,12 @@ impl Kernel for Pool<'_> {
                 (RowType::Bf16, 32) => return pool_exact::<S, Bf16, 2, 64>(simd, self),
                 (RowType::Bf16, 64) => return pool_exact::<S, Bf16, 4, 128>(simd, self),
                 (RowType::Bf16, 128) => return pool_exact::<S, Bf16, 8, 256>(simd, self),
+                (RowType::Int8Fp16, 32) => return pool_exact::<S, Int8Fp16, 2, 36>(simd, self),
+                (RowType::Int8Fp16, 64) => return pool_exact::<S, Int8Fp16, 4, 68>(simd, self),
+                (RowType::Int8Fp16, 128) => return pool_exact::<S, Int8Fp16, 8, 132>(simd, self),
+                (RowType::Int4, 32) => return pool_exact::<S, Int4, 2, 20>(simd, self),
+                (RowType::Int4, 64) => return pool_exact::<S, Int4, 4, 36>(simd, self),
+                (RowType::Int4, 128) => return pool_exact::<S, Int4, 8, 68>(simd, self),
                 _ => {}
             }
         }
@@ -261,6 +268,8 @@ impl Kernel for Pool<'_> {
             RowType::Fp16 => pool::<S, Fp16>(simd, self),
             RowType::Bf16 => pool::<S, Bf16>(simd, self),
             RowType::Int8 => pool::<S, Int8>(simd, self),
+            RowType::Int8Fp16 => pool::<S, Int8Fp16>(simd, self),
+            RowType::Int4 => pool::<S, Int4>(simd, self),
         }
     }
 }
@@ -310,6 +319,8 @@ impl Kernel for WeightGradient<'_> {
             RowType::Fp16 => weight_gradient::<S, Fp16>(simd, self),
             RowType::Bf16 => weight_gradient::<S, Bf16>(simd, self),
             RowType::Int8 => weight_gradient::<S, Int8>(simd, self),
+            RowType::Int8Fp16 => weight_gradient::<S, Int8Fp16>(simd, self),
+            RowType::Int4 => weight_gradient::<S, Int4>(simd, self),
         }
     }
 }

@@ -20,10 +20,17 @@ pub enum RowType {
     Bf16,
     /// Codes of 8 bits, then a scale and a bias of the row as 32-bit floats.
     Int8,
+    /// As `Int8` with scale and bias as 16-bit floats: what is served, not trained.
+    Int8Fp16,
+    /// Codes of 4 bits, of two columns the first in the lower half of their byte, then a scale and a bias of the row as
+    /// 16-bit floats: what is served, not trained.
+    Int4,
 }
 
 /// Bytes of scale and bias behind the codes of an int8 row.
 pub(super) const SCALE_AND_BIAS_BYTES: usize = 8;
+/// The same where they are 16-bit floats.
+pub(super) const HALF_SCALE_AND_BIAS_BYTES: usize = 4;
 
 impl RowType {
     /// Its name in configurations and files.
@@ -33,7 +40,14 @@ impl RowType {
             Self::Fp16 => "fp16",
             Self::Bf16 => "bf16",
             Self::Int8 => "int8",
+            Self::Int8Fp16 => "int8_fp16",
+            Self::Int4 => "int4",
         }
+    }
+
+    /// Whether rows of it can be updated by an optimizer.
+    pub fn is_trained(self) -> bool {
+        !matches!(self, Self::Int8Fp16 | Self::Int4)
     }
 
     /// Bytes of the weights of a row.
@@ -42,6 +56,8 @@ impl RowType {
             Self::Fp32 => dim * 4,
             Self::Fp16 | Self::Bf16 => dim * 2,
             Self::Int8 => dim + SCALE_AND_BIAS_BYTES,
+            Self::Int8Fp16 => dim + HALF_SCALE_AND_BIAS_BYTES,
+            Self::Int4 => dim.div_ceil(2) + HALF_SCALE_AND_BIAS_BYTES,
         }
     }
 }
@@ -77,8 +93,8 @@ impl RowShape {
 
 /// Reads columns of a stored row.
 pub(super) trait Stored: Copy {
-    /// Bytes of a column.
-    const COLUMN_BYTES: usize;
+    /// Bytes of the first columns.
+    fn bytes(columns: usize) -> usize;
     /// What a row has besides its elements.
     type Extra<S: Simd>: Copy;
     fn extra<S: Simd>(simd: S, row: &[u8], dim: usize) -> Self::Extra<S>;
@@ -108,10 +124,18 @@ pub(super) struct Fp16;
 pub(super) struct Bf16;
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Int8;
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Int8Fp16;
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Int4;
 
 impl Stored for Fp32 {
-    const COLUMN_BYTES: usize = 4;
     type Extra<S: Simd> = ();
+
+    #[inline(always)]
+    fn bytes(columns: usize) -> usize {
+        columns * 4
+    }
 
     #[inline(always)]
     fn extra<S: Simd>(_simd: S, _row: &[u8], _dim: usize) {}
@@ -128,8 +152,12 @@ impl Stored for Fp32 {
 }
 
 impl Stored for Fp16 {
-    const COLUMN_BYTES: usize = 2;
     type Extra<S: Simd> = ();
+
+    #[inline(always)]
+    fn bytes(columns: usize) -> usize {
+        columns * 2
+    }
 
     #[inline(always)]
     fn extra<S: Simd>(_simd: S, _row: &[u8], _dim: usize) {}
@@ -146,8 +174,12 @@ impl Stored for Fp16 {
 }
 
 impl Stored for Bf16 {
-    const COLUMN_BYTES: usize = 2;
     type Extra<S: Simd> = ();
+
+    #[inline(always)]
+    fn bytes(columns: usize) -> usize {
+        columns * 2
+    }
 
     #[inline(always)]
     fn extra<S: Simd>(_simd: S, _row: &[u8], _dim: usize) {}
@@ -164,8 +196,12 @@ impl Stored for Bf16 {
 }
 
 impl Stored for Int8 {
-    const COLUMN_BYTES: usize = 1;
     type Extra<S: Simd> = (S::V, S::V);
+
+    #[inline(always)]
+    fn bytes(columns: usize) -> usize {
+        columns
+    }
 
     #[inline(always)]
     fn extra<S: Simd>(simd: S, row: &[u8], dim: usize) -> (S::V, S::V) {
@@ -186,10 +222,65 @@ impl Stored for Int8 {
     }
 }
 
-/// The bytes of some columns of a stored row.
+/// Scale and bias as 16-bit floats behind the codes.
+#[inline(always)]
+fn half_scale_and_bias<S: Simd>(simd: S, row: &[u8], codes: usize) -> (S::V, S::V) {
+    let extra = &row[codes..codes + HALF_SCALE_AND_BIAS_BYTES];
+    (simd.splat_f16(chunk(extra)), simd.splat_f16(chunk(&extra[2..])))
+}
+
+impl Stored for Int8Fp16 {
+    type Extra<S: Simd> = (S::V, S::V);
+
+    #[inline(always)]
+    fn bytes(columns: usize) -> usize {
+        columns
+    }
+
+    #[inline(always)]
+    fn extra<S: Simd>(simd: S, row: &[u8], dim: usize) -> (S::V, S::V) {
+        half_scale_and_bias(simd, row, dim)
+    }
+
+    #[inline(always)]
+    fn load<S: Simd>(simd: S, extra: (S::V, S::V), from: &[u8]) -> S::V {
+        Int8::load(simd, extra, from)
+    }
+
+    #[inline(always)]
+    fn load_partial<S: Simd>(simd: S, extra: (S::V, S::V), from: &[u8]) -> S::V {
+        Int8::load_partial(simd, extra, from)
+    }
+}
+
+impl Stored for Int4 {
+    type Extra<S: Simd> = (S::V, S::V);
+
+    #[inline(always)]
+    fn bytes(columns: usize) -> usize {
+        columns.div_ceil(2)
+    }
+
+    #[inline(always)]
+    fn extra<S: Simd>(simd: S, row: &[u8], dim: usize) -> (S::V, S::V) {
+        half_scale_and_bias(simd, row, dim.div_ceil(2))
+    }
+
+    #[inline(always)]
+    fn load<S: Simd>(simd: S, (scale, bias): (S::V, S::V), from: &[u8]) -> S::V {
+        simd.add(simd.mul(simd.load_u4(chunk(from)), scale), bias)
+    }
+
+    #[inline(always)]
+    fn load_partial<S: Simd>(simd: S, (scale, bias): (S::V, S::V), from: &[u8]) -> S::V {
+        simd.add(simd.mul(simd.load_u4(&padded(from)), scale), bias)
+    }
+}
+
+/// The bytes of some columns of a stored row; `column` is a multiple of 16.
 #[inline(always)]
 pub(super) fn stored_columns<R: Stored>(row: &[u8], column: usize, count: usize) -> &[u8] {
-    &row[column * R::COLUMN_BYTES..(column + count) * R::COLUMN_BYTES]
+    &row[R::bytes(column)..R::bytes(column + count)]
 }
 
 /// Up to 16 columns of a stored row.
@@ -219,6 +310,8 @@ pub(super) fn decode_row<S: Simd>(simd: S, row_type: RowType, row: &[u8], values
         RowType::Fp16 => decode::<S, Fp16>(simd, row, values),
         RowType::Bf16 => decode::<S, Bf16>(simd, row, values),
         RowType::Int8 => decode::<S, Int8>(simd, row, values),
+        RowType::Int8Fp16 => decode::<S, Int8Fp16>(simd, row, values),
+        RowType::Int4 => decode::<S, Int4>(simd, row, values),
     }
 }
 

@@ -77,7 +77,7 @@ fn load_row<S: Simd, R: Stored, const N: usize, const TAIL: bool>(simd: S, row: 
     let mut values = [simd.splat(0.0); N];
     let from = stored_columns::<R>(row, 0, if TAIL { dim } else { N * LANES });
     for (vector, value) in values.iter_mut().enumerate() {
-        let from = &from[vector * LANES * R::COLUMN_BYTES..];
+        let from = &from[R::bytes(vector * LANES)..];
         let is_tail = TAIL && vector == N - 1;
         *value = if is_tail { R::load_partial(simd, extra, from) } else { R::load(simd, extra, from) };
     }
@@ -235,7 +235,7 @@ impl Update<'_, '_> {
             (RowType::Bf16, false) => self.of_width::<S, AsNearestBf16>(simd, rule),
             (RowType::Bf16, true) => self.of_width::<S, AsRandomBf16>(simd, rule),
             // Scale and bias need the whole row.
-            (RowType::Int8, _) => self.blocks_in_memory(simd, rule),
+            (RowType::Int8 | RowType::Int8Fp16 | RowType::Int4, _) => self.blocks_in_memory(simd, rule),
         }
     }
 }

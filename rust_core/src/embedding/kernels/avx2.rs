@@ -3,8 +3,8 @@
 
 use std::arch::x86_64::{
     __m128i, __m256, __m256i, _CMP_UNORD_Q, _MM_FROUND_TO_NEAREST_INT, _MM_FROUND_TO_ZERO, _mm_add_ps, _mm_add_ss,
-    _mm_cvtsi32_si128, _mm_cvtss_f32, _mm_loadl_epi64, _mm_loadu_si128, _mm_movehl_ps, _mm_packus_epi16,
-    _mm_packus_epi32, _mm_shuffle_ps, _mm_storeu_si128, _mm256_add_epi32, _mm256_add_ps, _mm256_and_si256,
+    _mm_cvtsi32_si128, _mm_cvtsi64_si128, _mm_cvtss_f32, _mm_loadl_epi64, _mm_loadu_si128, _mm_movehl_ps, _mm_packus_epi16,
+    _mm_packus_epi32, _mm_shuffle_ps, _mm_srli_si128, _mm_storeu_si128, _mm_unpacklo_epi8, _mm256_add_epi32, _mm256_add_ps, _mm256_and_si256,
     _mm256_blendv_epi8, _mm256_castps_si256, _mm256_castps256_ps128, _mm256_castsi256_ps, _mm256_castsi256_si128,
     _mm256_cmp_ps, _mm256_cmpeq_epi32, _mm256_cvtepi32_ps, _mm256_cvtepu8_epi32, _mm256_cvtepu16_epi32,
     _mm256_cvtph_ps, _mm256_cvtps_epi32, _mm256_cvtps_ph, _mm256_cvttps_epi32, _mm256_div_ps, _mm256_extractf128_ps,
@@ -77,6 +77,16 @@ fn put(halves: [__m128i; 2], to: &mut [u8; 32]) {
     for (half, place) in halves.into_iter().zip(to.as_chunks_mut::<16>().0) {
         op!(_mm_storeu_si128(place.as_mut_ptr().cast(), half));
     }
+}
+
+/// Codes of 4 bits as bytes, in their order.
+#[inline(always)]
+fn sixteen_codes(packed: [u8; 8]) -> __m128i {
+    const LOW: u64 = 0x0f0f_0f0f_0f0f_0f0f;
+    let packed = u64::from_le_bytes(packed);
+    let low = op!(_mm_cvtsi64_si128((packed & LOW) as i64));
+    let high = op!(_mm_cvtsi64_si128((packed >> 4 & LOW) as i64));
+    op!(_mm_unpacklo_epi8(low, high))
 }
 
 impl Simd for Avx2 {
@@ -273,6 +283,14 @@ impl Simd for Avx2 {
         let codes: [__m128i; 2] =
             [op!(_mm_loadl_epi64(eights[0].as_ptr().cast())), op!(_mm_loadl_epi64(eights[1].as_ptr().cast()))];
         let wide = both!(_mm256_cvtepu8_epi32, codes);
+        both!(_mm256_cvtepi32_ps, wide)
+    }
+
+    #[inline(always)]
+    fn load_u4(self, from: &[u8; 8]) -> V {
+        let codes = sixteen_codes(*from);
+        let upper = op!(_mm_srli_si128::<8>(codes));
+        let wide = [op!(_mm256_cvtepu8_epi32(codes)), op!(_mm256_cvtepu8_epi32(upper))];
         both!(_mm256_cvtepi32_ps, wide)
     }
 

@@ -3,7 +3,7 @@
 
 use std::arch::x86_64::{
     __m128i, __m256i, __m512, __m512i, _CMP_UNORD_Q, _MM_FROUND_NO_EXC, _MM_FROUND_TO_NEAREST_INT, _MM_FROUND_TO_ZERO,
-    _mm_add_ps, _mm_add_ss, _mm_cvtss_f32, _mm_loadu_si128, _mm_movehl_ps, _mm_shuffle_ps, _mm_storeu_si128,
+    _mm_add_ps, _mm_add_ss, _mm_cvtsi64_si128, _mm_cvtss_f32, _mm_loadu_si128, _mm_movehl_ps, _mm_shuffle_ps, _mm_storeu_si128, _mm_unpacklo_epi8,
     _mm256_add_ps, _mm256_castps256_ps128, _mm256_extractf128_ps, _mm256_loadu_si256, _mm256_storeu_si256,
     _mm512_add_epi32, _mm512_add_ps, _mm512_and_si512, _mm512_castps_si512, _mm512_castps512_ps256,
     _mm512_castsi512_ps, _mm512_cmp_ps_mask, _mm512_cvtepi32_epi8, _mm512_cvtepi32_epi16, _mm512_cvtepi32_ps,
@@ -60,6 +60,16 @@ const NON_FINITE: i32 = 0x01 | 0x08 | 0x10 | 0x80;
 fn mask(lanes: usize) -> u16 {
     debug_assert!(lanes < LANES, "a partial vector");
     (1u16 << lanes) - 1
+}
+
+/// Codes of 4 bits as bytes, in their order.
+#[inline(always)]
+fn sixteen_codes(packed: [u8; 8]) -> __m128i {
+    const LOW: u64 = 0x0f0f_0f0f_0f0f_0f0f;
+    let packed = u64::from_le_bytes(packed);
+    let low = op!(_mm_cvtsi64_si128((packed & LOW) as i64));
+    let high = op!(_mm_cvtsi64_si128((packed >> 4 & LOW) as i64));
+    op!(_mm_unpacklo_epi8(low, high))
 }
 
 impl Simd for Avx512 {
@@ -242,6 +252,12 @@ impl Simd for Avx512 {
     fn load_u8(self, from: &[u8; 16]) -> __m512 {
         let codes: __m128i = op!(_mm_loadu_si128(from.as_ptr().cast()));
         let wide = op!(_mm512_cvtepu8_epi32(codes));
+        op!(_mm512_cvtepi32_ps(wide))
+    }
+
+    #[inline(always)]
+    fn load_u4(self, from: &[u8; 8]) -> __m512 {
+        let wide = op!(_mm512_cvtepu8_epi32(sixteen_codes(*from)));
         op!(_mm512_cvtepi32_ps(wide))
     }
 
