@@ -18,6 +18,10 @@ __all__ = [
     "Device",
     "Gate",
     "NbdServer",
+    "NewVersion",
+    "QueryLookup",
+    "ServeEngine",
+    "ServeSimulation",
     "Store",
     "Ticket",
     "TraceReader",
@@ -288,3 +292,78 @@ class AccessStream:
 
     def replay_hits(self, policy: str, rows: int, *, window_batches: int, seed: int) -> int:
         """Hits of a policy, and nothing else."""
+
+@final
+class ServeEngine:
+    """Tables in memory and on a device; see `tiermem.serve.engine`."""
+
+    def __new__(cls, config_json: str) -> ServeEngine: ...
+    def rows_per_load(self, table: int) -> int:
+        """Rows to load at a time; the last may be fewer."""
+
+    def new_version(self) -> NewVersion:
+        """A version to load beside the served one; waits for queries that still read the one before it."""
+
+    def roll_back(self, warm: bool) -> int:
+        """Serves the version before again; its number."""
+
+    def update(self, table: int, ids: _Bytes, values: _Bytes) -> None:
+        """Updates rows: ids int64 [n], values float32 [n, D]."""
+
+    def flush(self) -> None:
+        """Puts updated rows into their place; waits for queries that must not see them."""
+
+    def begin(self, bags: Sequence[tuple[_Bytes, _Bytes]]) -> QueryLookup:
+        """Begins a query: (ids int64, where each bag begins int64) of every table; reads are under way then."""
+
+    def now_ns(self) -> int:
+        """Time on the device's clock."""
+
+    def stats_json(self) -> str:
+        """Caches, traffic, memory, device."""
+
+@final
+class NewVersion:
+    """A version that is being loaded."""
+
+    def load(self, table: int, row_type: str, rows: _Bytes) -> None:
+        """The next rows of a table, as stored in this type."""
+
+    def set_index_map(self, table: int, rows: _Bytes) -> None:
+        """The row of each id of a pruned table, int32; -1: none."""
+
+    def commit(self, warm: bool) -> int:
+        """Serves it from now on; its number. With `warm`, reads again what was cached."""
+
+@final
+class QueryLookup:
+    """One query under way."""
+
+    def pool_memory(self, out: _Bytes) -> None:
+        """Pools the tables in memory into their parts of float32 `out`: table after table, a row for each bag."""
+
+    def finish(self, out: _Bytes) -> None:
+        """Waits for the reads and pools the other tables into their parts."""
+
+    def abandon(self) -> None:
+        """Gives up: waits for its reads and forgets them."""
+
+@final
+class ServeSimulation:
+    """An engine in virtual time; see `tiermem.serve.simulate`."""
+
+    def __new__(cls, config_json: str) -> ServeSimulation: ...
+    def queries(self) -> int | None:
+        """How many queries a trace has; `None` if they are generated."""
+
+    def memory_json(self) -> str:
+        """Where the memory goes."""
+
+    def warm_up(self, first_query: int, queries: int, parts: int) -> str:
+        """Warms the caches; what they did in each part, as a JSON list."""
+
+    def cool_down(self) -> None:
+        """Forgets what the caches hold."""
+
+    def run(self, load_json: str) -> str:
+        """Runs a load from the warm state, which it does not change; what it found, as JSON."""

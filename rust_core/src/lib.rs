@@ -1,7 +1,7 @@
 //! The core of tiermem: emulated storage-class memory and an exact tiered embedding store.
 //!
 //! No Python in here. Modules depend downwards only:
-//! `store > embedding | snapshot | trace > tier > cache | nbd > device > backend > stats > error units clock rng bits planted`.
+//! `store | serve > embedding | snapshot | trace > tier > cache | nbd > device > backend > stats > error units clock rng bits planted`.
 
 pub mod backend;
 pub mod bits;
@@ -13,6 +13,7 @@ pub mod error;
 pub mod nbd;
 pub mod planted;
 pub mod rng;
+pub mod serve;
 pub mod snapshot;
 pub mod stats;
 pub mod store;

@@ -20,7 +20,7 @@ MAY_VIEW_BYTES = {"access_stream.py", "trace.py", "trace_file.py"}
 LEVELS = {
     "bits": 0, "error": 0, "units": 0, "clock": 0, "rng": 0, "planted": 0,
     "stats": 1, "backend": 2, "device": 3, "cache": 3, "nbd": 4,
-    "tier": 4, "embedding": 5, "snapshot": 5, "trace": 5, "store": 6, "testkit": 5,
+    "tier": 4, "embedding": 5, "snapshot": 5, "trace": 5, "store": 6, "serve": 6, "testkit": 5,
 }  # fmt: skip
 
 

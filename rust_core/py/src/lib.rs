@@ -8,6 +8,7 @@ mod device;
 mod error;
 mod gate;
 mod nbd;
+mod serve;
 mod stats;
 mod store;
 mod trace;
@@ -27,6 +28,8 @@ mod _core {
     use crate::gate::Gate;
     #[pymodule_export]
     use crate::nbd::NbdServer;
+    #[pymodule_export]
+    use crate::serve::{NewVersion, QueryLookup, ServeEngine, ServeSimulation};
     #[pymodule_export]
     use crate::store::{Store, Ticket};
     #[pymodule_export]

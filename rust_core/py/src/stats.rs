@@ -6,7 +6,7 @@ use tiermem_core::stats::{LatencyHistogram, LatencySummary};
 use tiermem_core::store::{StoreStats, TableStats, TierStats, Timeline};
 use tiermem_core::tier::PartCounts;
 
-fn latency(summary: LatencySummary) -> Value {
+pub(crate) fn latency(summary: LatencySummary) -> Value {
     json!({
         "count": summary.count,
         "mean_ns": summary.mean_ns,

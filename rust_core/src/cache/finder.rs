@@ -13,7 +13,7 @@ pub struct KeySpace {
 }
 
 /// Finds slots.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) enum Finder {
     Hashed(KeyIndex),
     /// One word for each key that there is: its slot and one more, or 0. One read instead of two, and no hash.

@@ -13,7 +13,7 @@ const AGE_MASK: u32 = (1 << AGE_BITS) - 1;
 const TICKS_PER_LIFE: u32 = 256;
 
 /// A set of keys that forgets.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Ghost {
     /// A fingerprint above a tick; 0 is an empty place, so no fingerprint is 0.
     buckets: Vec<[u32; WAYS]>,

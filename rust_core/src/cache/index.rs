@@ -12,7 +12,7 @@ const EMPTY: u32 = u32::MAX;
 pub const GROUP: usize = 32;
 
 /// An index over slots `0..capacity`, whose keys live in a slice that the caller passes in.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct KeyIndex {
     buckets: Vec<u32>,
     /// The bits of a bucket that hold the slot.

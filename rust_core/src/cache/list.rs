@@ -5,7 +5,7 @@ pub(super) const NIL: u32 = u32::MAX;
 const OUT: u32 = u32::MAX - 1;
 
 /// The neighbours of each slot in the list that it is in.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Links {
     links: Vec<Link>,
 }

@@ -29,7 +29,7 @@ impl Access {
 }
 
 /// At most `capacity` keys, each in a slot of its own.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct RowCache<P> {
     keys: Vec<u64>,
     index: KeyIndex,

@@ -17,7 +17,7 @@ use crate::rng::MixHasher;
 pub(crate) const NONE: u32 = u32::MAX;
 
 /// Keys in slots.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Slots {
     /// Of a free slot: the next free one.
     keys: Vec<u64>,
@@ -186,6 +186,12 @@ impl Slots {
         self.cached -= 1;
         self.free_slot(slot);
         Some((slot, key))
+    }
+
+    /// The keys that are in use.
+    pub fn cached_keys(&self) -> impl Iterator<Item = u64> {
+        let in_use = |&slot: &u32| self.get(self.keys[slot as usize]) == Some(slot);
+        (0..self.never_used).filter(in_use).map(|slot| self.keys[slot as usize])
     }
 
     /// Tells the policy what a later batch will ask for; see [`Policy::announce`].

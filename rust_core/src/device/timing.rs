@@ -37,6 +37,13 @@ impl TimedDevice {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BatchHandle(u32);
 
+impl BatchHandle {
+    /// A small number that no other batch has that is under way.
+    pub fn number(self) -> usize {
+        self.0 as usize
+    }
+}
+
 #[derive(Debug, Default)]
 struct Batch {
     /// Requests not yet completed.
@@ -142,6 +149,8 @@ pub struct Schedule {
     processed_ps: u64,
     /// What was submitted, if it is to be remembered.
     log: Option<Vec<TransferRecord>>,
+    /// Batches that completed and were not yet given to a caller who asks for each.
+    completed: Option<VecDeque<u32>>,
 }
 
 impl Schedule {
@@ -159,7 +168,15 @@ impl Schedule {
             Station::Events(Box::new(DeviceQueue::new(spec, queue_depth, seed, position, storms)))
         };
         let stations = devices.into_iter().enumerate().map(station).collect();
-        Self { stations, split_bytes, batches: Vec::new(), free_batches: Vec::new(), processed_ps: 0, log: None }
+        Self {
+            stations,
+            split_bytes,
+            batches: Vec::new(),
+            free_batches: Vec::new(),
+            processed_ps: 0,
+            log: None,
+            completed: None,
+        }
     }
 
     /// Remembers every transfer from now on.
@@ -226,6 +243,27 @@ impl Schedule {
         }
         self.free_batches.push(handle.0);
         self.batches[handle.0 as usize].completed_ps.div_ceil(PS_PER_NS)
+    }
+
+    /// From now on `next_completion` gives every batch that is not detached; `finish` is for nobody then.
+    pub fn report_completions(&mut self) {
+        self.completed.get_or_insert_default();
+    }
+
+    /// The next batch that completes and when it did, if that is no later than `limit_ns`; frees its handle.
+    pub fn next_completion(&mut self, limit_ns: u64) -> Option<(BatchHandle, u64)> {
+        let limit_ps = limit_ns.saturating_mul(PS_PER_NS);
+        loop {
+            if let Some(batch) = self.completed.as_mut().and_then(VecDeque::pop_front) {
+                self.free_batches.push(batch);
+                return Some((BatchHandle(batch), self.batches[batch as usize].completed_ps.div_ceil(PS_PER_NS)));
+            }
+            let (at_ps, device, until_ps) = self.next_event();
+            if at_ps > limit_ps || at_ps == u64::MAX {
+                return None;
+            }
+            self.process(device, until_ps.min(limit_ps));
+        }
     }
 
     /// Nobody will ask for this batch; it is forgotten as it completes.
@@ -373,6 +411,8 @@ impl Schedule {
         let followers = std::mem::take(&mut entry.followers);
         if entry.detached {
             self.free_batches.push(batch);
+        } else if let Some(completed) = &mut self.completed {
+            completed.push_back(batch);
         }
         for (follower, requests) in followers {
             debug_assert!(!requests.is_empty(), "a follower moves bytes");

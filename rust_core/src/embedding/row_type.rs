@@ -45,6 +45,11 @@ impl RowType {
         }
     }
 
+    /// Whether rows are codes with a scale and a bias.
+    pub fn is_quantised(self) -> bool {
+        matches!(self, Self::Int8 | Self::Int8Fp16 | Self::Int4)
+    }
+
     /// Whether rows of it can be updated by an optimizer.
     pub fn is_trained(self) -> bool {
         !matches!(self, Self::Int8Fp16 | Self::Int4)

@@ -13,4 +13,5 @@ pub use format::{Bags, Description, Totals, TraceTable};
 pub use reader::TraceReader;
 pub use stream::{AccessStream, Sample, Selection};
 pub use synth::{Law, Skew, SynthConfig, SynthTable, synthesize};
+pub(crate) use synth::{Scatter, Zipf, below, unit};
 pub use writer::TraceWriter;

@@ -24,7 +24,7 @@ const SALT: u64 = 0xd1b5_4a32_d192_ed03;
 const CANDIDATES: [PolicyKind; 3] = [PolicyKind::S3Fifo, PolicyKind::Lru, PolicyKind::Sieve];
 
 /// One candidate at work, all of them in shadows.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Auto {
     slots: usize,
     rows: usize,
@@ -40,7 +40,7 @@ pub struct Auto {
     next: Option<usize>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Shadow {
     cache: RowCache<AnyPolicy>,
     hits: u64,

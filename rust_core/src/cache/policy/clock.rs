@@ -4,7 +4,7 @@ use super::Policy;
 use crate::bits::BitSet;
 
 /// Two bits per slot, and the hand.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Clock {
     referenced: BitSet,
     /// In flight, or not in use.

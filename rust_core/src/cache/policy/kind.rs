@@ -65,7 +65,7 @@ impl FromStr for PolicyKind {
 }
 
 /// Any policy that works without knowing the future, chosen at run time.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 #[expect(missing_docs, reason = "each variant is the policy of its name")]
 pub enum AnyPolicy {
     Lru(Lru),

@@ -9,7 +9,7 @@ use crate::cache::list::{Links, List};
 const COUNTS: usize = 256;
 
 /// A list for each count, in order of use.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Lfu {
     links: Links,
     counts: Vec<u8>,

@@ -21,7 +21,7 @@ const RING: u32 = WINDOW_BATCHES_MAX as u32 + 1;
 const UNKNOWN: u8 = u8::MAX;
 
 /// Cached rows by the batch of their next use, and the window of announced batches.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Lookahead {
     links: Links,
     list_of: Vec<u8>,
@@ -30,7 +30,7 @@ pub struct Lookahead {
 }
 
 /// Which announced batches use which keys. Its memory is that of the announced ids, not of the cache.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 struct Window {
     mentions: VecDeque<Mention>,
     /// Number of the first entry of `mentions`, counted from the first announcement on.
@@ -42,7 +42,7 @@ struct Window {
     announced: u32,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Mention {
     key: u64,
     batch: u32,

@@ -4,7 +4,7 @@ use super::Policy;
 use crate::cache::list::{Links, List};
 
 /// One list in order of use.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Lru {
     links: Links,
     list: List,

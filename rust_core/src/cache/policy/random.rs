@@ -5,7 +5,7 @@ use crate::bits::BitSet;
 use crate::rng;
 
 /// A seeded choice among all slots.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Random {
     key: u64,
     draws: u64,

@@ -22,7 +22,7 @@ const QUEUED: u8 = 8;
 const IN_MAIN: u8 = 16;
 
 /// Two queues over one array of links, a byte for each slot, and the ghost.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct S3Fifo {
     newer: Vec<u32>,
     state: Vec<u8>,
@@ -34,7 +34,7 @@ pub struct S3Fifo {
 const SMALL: usize = 0;
 const MAIN: usize = 1;
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Queue {
     oldest: u32,
     newest: u32,

@@ -6,7 +6,7 @@ use crate::bits::BitSet;
 use crate::cache::list::{Links, List, NIL};
 
 /// A list in order of arrival, two bits per slot, and the hand.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Sieve {
     links: Links,
     list: List,

@@ -16,7 +16,7 @@ use self::popularity::Popularity;
 use self::reuse::ReuseTable;
 use self::stack::StackTable;
 use self::tokens::TokenLaw;
-use self::zipf::{Scatter, below, unit};
+pub(crate) use self::zipf::{Scatter, Zipf, below, unit};
 use super::format::{Bags, Description, Totals};
 use super::writer::TraceWriter;
 use crate::error::{Error, ErrorKind, Result};

@@ -7,7 +7,7 @@ use crate::rng;
 /// Rejection-inversion: Hoermann and Derflinger, ACM Transactions on Modeling and Computer Simulation 6(3), 1996.
 /// The areas under the curve are inverted, and what they have too much is rejected; few draws need a second try.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Zipf {
+pub(crate) struct Zipf {
     count: f64,
     exponent: f64,
     shift: f64,
@@ -18,7 +18,7 @@ pub(super) struct Zipf {
 
 impl Zipf {
     /// `count` is at least 1; `exponent` and `shift` are finite and not negative.
-    pub(super) fn new(count: u64, exponent: f64, shift: f64) -> Self {
+    pub(crate) fn new(count: u64, exponent: f64, shift: f64) -> Self {
         let mut zipf =
             Self { count: count as f64, exponent, shift, area_first: 0.0, area_last: 0.0, accept_below: 0.0 };
         zipf.area_first = zipf.area(1.5) - zipf.height(1.0);
@@ -29,7 +29,7 @@ impl Zipf {
 
     /// The rank that belongs to a key of the random stream; another key, another draw.
     #[inline]
-    pub(super) fn rank(&self, key: u64) -> u64 {
+    pub(crate) fn rank(&self, key: u64) -> u64 {
         let mut tries = 0;
         loop {
             let uniform = unit(rng::draw(key, tries));
@@ -65,20 +65,20 @@ impl Zipf {
 
 /// A uniform number in [0, 1) with 53 random bits.
 #[inline]
-pub(super) fn unit(bits: u64) -> f64 {
+pub(crate) fn unit(bits: u64) -> f64 {
     (bits >> 11) as f64 * (1.0 / 9_007_199_254_740_992.0)
 }
 
 /// A number below `count`, uniform but for 2^-64.
 #[inline]
-pub(super) fn below(bits: u64, count: u64) -> u64 {
+pub(crate) fn below(bits: u64, count: u64) -> u64 {
     ((u128::from(bits) * u128::from(count)) >> 64) as u64
 }
 
 /// A bijection of `0..count` that looks like chance: four Feistel rounds over the next power of four, walked until
 /// the number is below `count` again.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Scatter {
+pub(crate) struct Scatter {
     count: u64,
     half_bits: u32,
     key: u64,
@@ -86,14 +86,14 @@ pub(super) struct Scatter {
 
 impl Scatter {
     /// Another key, another bijection. `count` is from 1 to 2^62.
-    pub(super) fn new(count: u64, key: u64) -> Self {
+    pub(crate) fn new(count: u64, key: u64) -> Self {
         let bits = 64 - (count - 1).leading_zeros();
         Self { count, half_bits: bits.div_ceil(2).max(1), key }
     }
 
     /// Where a number goes; it is below the count.
     #[inline]
-    pub(super) fn at(&self, number: u64) -> u64 {
+    pub(crate) fn at(&self, number: u64) -> u64 {
         debug_assert!(number < self.count);
         let mask = (1u64 << self.half_bits) - 1;
         let mut value = number;

@@ -1,0 +1,333 @@
+//! One query: what of it is in memory, what is being read, and its pooled rows.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, PoisonError};
+
+use super::engine::{Engine, no_version};
+use super::layout::Span;
+use super::overlay::Overlay;
+use super::residency::{Probed, Read, TableBags, reads_of};
+use super::version::Version;
+use crate::backend::{InFlight, IoBatch, Operation};
+use crate::device::{BatchHandle, Request};
+use crate::embedding::{Instructions, PlacedLookup, Pooling, RowShape, place_ids, pool_rows, rows_of_ids};
+use crate::error::{Error, ErrorKind, Result};
+
+/// Reads that were started together.
+struct Started {
+    in_flight: InFlight,
+    numbers: Vec<u32>,
+    /// Where in the buffer the span of each begins.
+    places: Vec<usize>,
+    /// The same reads on the emulated device, and when they were submitted.
+    timed: Option<(BatchHandle, u64)>,
+}
+
+/// The bags of one table.
+struct Bags {
+    rows: Vec<u64>,
+    starts: Vec<u32>,
+}
+
+/// A query under way. It sees one version and one state of its updates from begin to end.
+pub struct Lookup {
+    engine: Arc<Engine>,
+    version: Arc<Version>,
+    overlay: Arc<Overlay>,
+    bags: Vec<Bags>,
+    /// Tables on the device.
+    probed: Vec<Probed>,
+    reads: Vec<Read>,
+    waiting: Vec<u32>,
+    started: VecDeque<Started>,
+}
+
+impl Lookup {
+    pub(super) fn begin(engine: &Arc<Engine>, bags: &[(&[i64], &[i64])]) -> Result<Self> {
+        let serve = &engine.config.serve;
+        if bags.len() != serve.tables.len() {
+            let message = format!("a query has bags of each of {} tables, not of {}", serve.tables.len(), bags.len());
+            return Err(Error::new(ErrorKind::Input, message));
+        }
+        let checked = (0..).zip(bags).map(|(table, &(ids, starts))| check(engine, table, ids, starts));
+        let bags: Vec<Bags> = checked.collect::<Result<_>>()?;
+        let mut state = engine.lock();
+        let version = state.version.clone().ok_or_else(no_version)?;
+        let overlay = Arc::clone(&state.overlay);
+        let bags: Vec<Bags> = bags.into_iter().enumerate().map(|(table, bags)| stored_rows(&version, table, bags)).collect();
+        let mut probed = Vec::new();
+        for (table, bags) in bags.iter().enumerate() {
+            if serve.is_on_device(table) {
+                let bags = TableBags { table, rows: &bags.rows, starts: &bags.starts };
+                probed.push(state.residency.probe(bags, &overlay, true));
+            }
+        }
+        let reads = reads_of(&mut probed, &version.layouts, serve.device.is_sub_block);
+        let row_bytes = |probed: &Probed| probed.missing.len() as u64 * serve.tables[probed.table].row_bytes();
+        state.traffic.reads += reads.len() as u64;
+        state.traffic.asked_bytes += probed.iter().map(row_bytes).sum::<u64>();
+        state.traffic.bus_bytes += reads.iter().map(|read| read.span.nbytes).sum::<u64>();
+        *state.in_flight.entry(overlay.number).or_insert(0) += 1;
+        drop(state);
+        let waiting = (0..reads.len() as u32).collect();
+        let engine = Arc::clone(engine);
+        let mut lookup = Self { engine, version, overlay, bags, probed, reads, waiting, started: VecDeque::new() };
+        let numbers = if lookup.engine.is_byte_addressable() {
+            std::mem::take(&mut lookup.waiting)
+        } else {
+            lookup.engine.gate.take(&mut lookup.waiting, &lookup.reads, false)
+        };
+        lookup.start(numbers);
+        Ok(lookup)
+    }
+
+    fn start(&mut self, numbers: Vec<u32>) {
+        if numbers.is_empty() {
+            return;
+        }
+        let engine = &self.engine;
+        let spans: Vec<Span> = numbers.iter().map(|&number| self.reads[number as usize].span).collect();
+        // Rows of one query come from one device, queries in turn from each.
+        let device = (self.reads[numbers[0] as usize].span.offset / engine.config.serve.device.block_bytes) as usize
+            % engine.backends.len();
+        let timed = engine.timing.as_ref().map(|timing| {
+            let request = |span: &Span| Request {
+                device,
+                operation: Operation::Read,
+                offset: span.offset,
+                nbytes: span.nbytes,
+            };
+            let now_ns = timing.clock.now_ns();
+            let requests: Vec<Request> = spans.iter().map(request).collect();
+            (timing.schedule.lock().unwrap_or_else(PoisonError::into_inner).submit(now_ns, &requests), now_ns)
+        });
+        let (extents, places, nbytes) = engine.extents(&spans);
+        let backend = &engine.backends[device];
+        let in_flight = backend.start(Operation::Read, IoBatch { buffer: backend.buffer(nbytes), extents });
+        self.started.push_back(Started { in_flight, numbers, places, timed });
+    }
+
+    /// Rows of output of each table.
+    pub fn outputs(&self) -> Vec<usize> {
+        self.bags.iter().map(|bags| bags.starts.len()).collect()
+    }
+
+    /// Columns of a table.
+    fn columns(&self, table: usize) -> usize {
+        self.engine.config.serve.tables[table].columns
+    }
+
+    /// Where in the output each table begins; the last is the length of all.
+    fn places(&self) -> Vec<usize> {
+        let mut places = vec![0];
+        for (table, bags) in self.bags.iter().enumerate() {
+            places.push(places[table] + bags.starts.len() * self.columns(table));
+        }
+        places
+    }
+
+    fn check_output(&self, out: &[f32]) -> Result<Vec<usize>> {
+        let places = self.places();
+        let wanted = places[self.bags.len()];
+        if out.len() == wanted {
+            return Ok(places);
+        }
+        let message = format!("the output has {} floats; the query has {wanted}", out.len());
+        Err(Error::new(ErrorKind::Input, message))
+    }
+
+    /// Pools the tables that are fixed in memory, each into its part of `out`: one table behind the other, a row for each bag.
+    ///
+    /// # Errors
+    ///
+    /// `Input` if `out` has another length.
+    pub fn pool_memory(&self, out: &mut [f32]) -> Result<()> {
+        let places = self.check_output(out)?;
+        for (table, bags) in self.bags.iter().enumerate() {
+            let Some(memory) = self.version.fixed(table) else { continue };
+            let out = &mut out[places[table]..places[table + 1]];
+            let shape = self.shape(table);
+            if self.overlay.of(table).is_none() {
+                let slots: Vec<u32> = bags.rows.iter().map(|&row| row as u32).collect();
+                pool(self.engine.instructions, &memory, shape, &slots, &bags.starts, out);
+                continue;
+            }
+            let updated = self.overlay.of(table);
+            let row_bytes = shape.weight_bytes();
+            let mut gathered = Vec::with_capacity(bags.rows.len() * row_bytes);
+            for &row in &bags.rows {
+                let begin = row as usize * row_bytes;
+                let new = updated.and_then(|updated| updated.get(&row)).map(|new| &*new.stored);
+                gathered.extend_from_slice(new.unwrap_or(&memory[begin..begin + row_bytes]));
+            }
+            let slots: Vec<u32> = (0..bags.rows.len() as u32).collect();
+            pool(self.engine.instructions, &gathered, shape, &slots, &bags.starts, out);
+        }
+        Ok(())
+    }
+
+    fn shape(&self, table: usize) -> RowShape {
+        let of = &self.engine.config.serve.tables[table];
+        RowShape { row_type: of.row_type, dim: of.columns, state_floats: 0 }
+    }
+
+    /// Waits for the reads, and pools the tables on the device, each into its part of `out`.
+    ///
+    /// # Errors
+    ///
+    /// `Input` if `out` has another length; those of the device, whose name is with them.
+    pub fn finish(mut self, out: &mut [f32]) -> Result<()> {
+        let places = self.check_output(out)?;
+        loop {
+            while let Some(started) = self.started.pop_front() {
+                self.take(started)?;
+            }
+            if self.waiting.is_empty() {
+                break;
+            }
+            let numbers = self.engine.gate.take(&mut self.waiting, &self.reads, true);
+            self.start(numbers);
+        }
+        for probed in &self.probed {
+            let table = probed.table;
+            let columns = self.columns(table);
+            let out = &mut out[places[table]..places[table + 1]];
+            let slots: Vec<u32> = (0..probed.rows).collect();
+            let mut pooled = vec![0.0; probed.bags.len() * columns];
+            pool(self.engine.instructions, &probed.stored, self.shape(table), &slots, &probed.starts, &mut pooled);
+            let known = probed.pooled_bags.iter().zip(probed.pooled.chunks_exact(columns));
+            for (&bag, row) in probed.bags.iter().zip(pooled.chunks_exact(columns)).chain(known) {
+                out[bag as usize * columns..(bag as usize + 1) * columns].copy_from_slice(row);
+            }
+        }
+        self.fill(out, &places);
+        Ok(())
+    }
+
+    /// Waits for reads and copies the rows that they brought to where they are needed.
+    fn take(&mut self, started: Started) -> Result<()> {
+        let Started { in_flight, numbers, places, timed } = started;
+        let (batch, result) = in_flight.wait();
+        self.wait_until_due(timed, numbers.len() as u64);
+        if !self.engine.is_byte_addressable() {
+            self.engine.gate.give_back(&numbers, &self.reads);
+        }
+        result.map_err(|error| self.engine.on_device(error))?;
+        let mut place_of = vec![None; self.reads.len()];
+        for (&number, &place) in numbers.iter().zip(&places) {
+            place_of[number as usize] = Some(place);
+        }
+        for probed in &mut self.probed {
+            let row_bytes = self.engine.config.serve.tables[probed.table].row_bytes() as usize;
+            let layout = &self.version.layouts[probed.table];
+            for missing in &probed.missing {
+                let Some(place) = place_of[missing.read as usize] else { continue };
+                let span = self.reads[missing.read as usize].span;
+                let begin = place + (layout.offset(missing.row) - span.offset) as usize;
+                let to = missing.position as usize * row_bytes;
+                probed.stored[to..to + row_bytes].copy_from_slice(&batch.buffer[begin..begin + row_bytes]);
+            }
+        }
+        Ok(())
+    }
+
+    fn wait_until_due(&self, timed: Option<(BatchHandle, u64)>, requests: u64) {
+        if let (Some(timing), Some((batch, submitted_ns))) = (&self.engine.timing, timed) {
+            let due_ns = timing.schedule.lock().unwrap_or_else(PoisonError::into_inner).finish(batch);
+            timing.clock.wait_until(due_ns);
+            let now_ns = timing.clock.now_ns();
+            let mut lateness = timing.lateness.lock().unwrap_or_else(PoisonError::into_inner);
+            lateness.record(requests, submitted_ns, due_ns, if timing.clock.is_virtual() { due_ns } else { now_ns });
+        }
+    }
+
+    /// Keeps what was read and pooled, if its version is still served.
+    fn fill(&self, out: &[f32], places: &[usize]) {
+        let mut state = self.engine.lock();
+        if state.version.as_ref().is_none_or(|served| served.number != self.version.number) {
+            return;
+        }
+        for probed in &self.probed {
+            let table = probed.table;
+            let (columns, row_bytes) = (self.columns(table), self.shape(table).weight_bytes());
+            for missing in &probed.missing {
+                let begin = missing.position as usize * row_bytes;
+                state.residency.fill(table, missing.row, &probed.stored[begin..begin + row_bytes]);
+            }
+            // What rows were updated with is not in the cache of rows either: a result of them is of this overlay alone.
+            if self.overlay.of(table).is_some() {
+                continue;
+            }
+            let bags = TableBags { table, rows: &self.bags[table].rows, starts: &self.bags[table].starts };
+            for &bag in &probed.bags {
+                let begin = places[table] + bag as usize * columns;
+                state.residency.fill_pooled(table, bags.bag(bag as usize), &out[begin..begin + columns]);
+            }
+        }
+    }
+}
+
+impl Drop for Lookup {
+    /// Nothing is left behind: reads under way are waited for, places are given back, and whoever waits for this query goes on.
+    fn drop(&mut self) {
+        while let Some(Started { in_flight, numbers, timed, .. }) = self.started.pop_front() {
+            drop(in_flight.wait());
+            if let (Some(timing), Some((batch, _))) = (&self.engine.timing, timed) {
+                timing.schedule.lock().unwrap_or_else(PoisonError::into_inner).detach(batch);
+            }
+            if !self.engine.is_byte_addressable() {
+                self.engine.gate.give_back(&numbers, &self.reads);
+            }
+        }
+        let mut state = self.engine.lock();
+        if let Some(count) = state.in_flight.get_mut(&self.overlay.number) {
+            *count -= 1;
+            if *count == 0 {
+                state.in_flight.remove(&self.overlay.number);
+            }
+        }
+        drop(state);
+        self.engine.done.notify_all();
+    }
+}
+
+/// Sums of bags.
+fn pool(instructions: Instructions, weights: &[u8], shape: RowShape, slots: &[u32], offsets: &[u32], out: &mut [f32]) {
+    let lookup = PlacedLookup { weights, shape, slots, offsets, pooling: Pooling::Sum, sample_weights: None };
+    pool_rows(instructions, lookup, 0..offsets.len(), out);
+}
+
+/// Ids and beginnings of bags, checked.
+fn check(engine: &Engine, table: usize, ids: &[i64], starts: &[i64]) -> Result<Bags> {
+    let of = &engine.config.serve.tables[table];
+    let (rows, largest) = rows_of_ids(engine.instructions, ids);
+    if !ids.is_empty() && largest >= of.ids {
+        let wrong = ids.iter().find(|&&id| id as u64 >= of.ids).copied().unwrap_or(0);
+        return Err(Error::new(ErrorKind::Input, "an id of a query is not one of its table")
+            .with_context("table", &of.name)
+            .with_context("id", wrong)
+            .with_context("ids", of.ids));
+    }
+    let (starts_u32, last) = place_ids(engine.instructions, starts, 0);
+    let is_whole = starts.first().is_none_or(|&first| first == 0) && starts.is_sorted() && last <= ids.len() as u64;
+    if !is_whole || (starts.is_empty() && !ids.is_empty()) || ids.len() > u32::MAX as usize {
+        return Err(Error::new(ErrorKind::Input, "bags begin at 0, one behind the other, and end with the ids")
+            .with_context("table", &of.name));
+    }
+    Ok(Bags { rows, starts: starts_u32 })
+}
+
+/// Ids of a pruned table as the rows that are there.
+fn stored_rows(version: &Version, table: usize, bags: Bags) -> Bags {
+    if !version.is_pruned(table) {
+        return bags;
+    }
+    let mut stored = Bags { rows: Vec::with_capacity(bags.rows.len()), starts: Vec::with_capacity(bags.starts.len()) };
+    let ends = bags.starts.iter().skip(1).copied().chain([bags.rows.len() as u32]);
+    for (&start, end) in bags.starts.iter().zip(ends) {
+        stored.starts.push(stored.rows.len() as u32);
+        let ids = &bags.rows[start as usize..end as usize];
+        stored.rows.extend(ids.iter().filter_map(|&id| version.row_of(table, id)));
+    }
+    stored
+}

@@ -1,0 +1,314 @@
+//! An engine in virtual time: queries that arrive whether earlier ones are done or not, threads, devices.
+//!
+//! A thread probes the caches and submits the reads of a query, looks up what is in memory while they are under way, and is
+//! free for another query if they take longer. Decisions are those of `residency`, as in the engine that moves bytes.
+
+use serde::Deserialize;
+
+use super::config::{MemoryUse, ServeConfig};
+use super::flight::{Flight, HostCosts, RowCosts, new_flight};
+use super::layout::{RowLayout, Span};
+use super::mapped::MappedPages;
+use super::overlay::Overlay;
+use super::queries::{Queries, Query, QueryConfig};
+use super::residency::{CacheCounters, Placement, Residency, TableBags};
+use super::run::Run;
+use super::virtual_reads::ReadCounters;
+use crate::device::{DeviceSnapshot, FaultSpec};
+use crate::error::{Error, ErrorKind, Result};
+use crate::stats::LatencyHistogram;
+
+/// Picoseconds that a parameter may be at most: a second.
+const COST_PS_MAX: u64 = 1_000_000_000_000;
+
+/// Rows that are updated while queries are served.
+#[derive(Debug, Clone, Copy, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WriteLoad {
+    /// Updates a second. 0: none.
+    pub updates_per_s: u64,
+    /// Bytes that one writes, to every device.
+    pub nbytes: u64,
+}
+
+/// Everything about a simulation but its load.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SimulationConfig {
+    /// What decides what is read from where.
+    pub serve: ServeConfig,
+    /// What the host spends.
+    pub host: HostCosts,
+    /// Serving threads.
+    pub threads: u32,
+    /// Whether reads are under way while the item side is looked up.
+    pub is_overlapped: bool,
+    /// Whether tables are in a mapped file instead, whose pages the kernel caches.
+    pub is_mapped: bool,
+    /// The queries.
+    pub queries: QueryConfig,
+    /// Rows that are updated meanwhile.
+    pub writes: WriteLoad,
+    /// Injected slowness.
+    pub faults: FaultSpec,
+    /// Seed of arrivals and of latency draws.
+    pub seed: u64,
+}
+
+/// A load.
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Load {
+    /// Queries a second that arrive.
+    pub queries_per_s: f64,
+    /// The first one.
+    pub first_query: u64,
+    /// How many.
+    pub queries: u64,
+    /// A query that takes longer ends the run: the load is too high. 0: none does.
+    pub give_up_ns: u64,
+}
+
+/// What a run found.
+#[derive(Debug, Clone)]
+pub struct SimulationReport {
+    /// From arrival to answer.
+    pub latency: LatencyHistogram,
+    /// Queries that were answered.
+    pub queries: u64,
+    /// From the first arrival to the last answer.
+    pub elapsed_ns: u64,
+    /// Whether a query took too long and the run ended there.
+    pub gave_up: bool,
+    /// Time for which threads worked, all together; waiting for a mapped page is no work.
+    pub busy_ns: u64,
+    /// Caches.
+    pub caches: CacheCounters,
+    /// Reads.
+    pub reads: ReadCounters,
+    /// Pages of a mapped file that were touched, and those that were not there.
+    pub pages: (u64, u64),
+    /// Devices.
+    pub devices: Vec<DeviceSnapshot>,
+    /// Memory that caches used in the end.
+    pub cached_bytes: u64,
+}
+
+/// Shares of rows found in a part of a warm-up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WarmUpPart {
+    /// Queries until its end.
+    pub queries: u64,
+    /// What the caches did in it.
+    pub caches: CacheCounters,
+    /// Pages touched in it, and those that were not there.
+    pub pages: (u64, u64),
+}
+
+/// An engine in virtual time with warm caches, for any number of runs from the same state.
+pub struct Simulation {
+    pub(super) config: SimulationConfig,
+    pub(super) queries: Queries,
+    pub(super) layouts: Vec<RowLayout>,
+    pub(super) device_bytes: u64,
+    pub(super) costs: RowCosts,
+    memory: MemoryUse,
+    warm: Caches,
+}
+
+/// What a run changes and another one must not see.
+#[derive(Clone)]
+pub(super) struct Caches {
+    pub(super) residency: Residency,
+    pub(super) mapped: Option<MappedPages>,
+}
+
+impl Simulation {
+    /// With cold caches.
+    ///
+    /// # Errors
+    ///
+    /// `Config` for what does not go together, `Capacity` if the memory is too small or the device is.
+    pub fn new(config: SimulationConfig) -> Result<Self> {
+        config.serve.check()?;
+        let refuse = |why: String| Err(Error::new(ErrorKind::Config, why));
+        if config.threads == 0 {
+            return refuse("an engine has at least one thread".into());
+        }
+        let host = &config.host;
+        let costs = [host.probe_ps, host.row_ps, host.byte_ps, host.dequantise_ps, host.submit_ps, host.complete_ps];
+        if costs.iter().any(|&ps| ps > COST_PS_MAX) || host.fault_ps > COST_PS_MAX {
+            return refuse("a cost on the host is at most a second".into());
+        }
+        config.faults.validate()?;
+        let is_fixed = config.serve.tables.iter().map(|table| table.placement == Placement::Fixed).collect();
+        let queries = Queries::new(&config.queries, is_fixed)?;
+        let memory = config.serve.memory()?;
+        // A file that is mapped has no gaps.
+        let block_bytes = if config.is_mapped { 1 } else { config.serve.device.block_bytes };
+        let (layouts, device_bytes) = config.serve.layouts(0, block_bytes);
+        if device_bytes > config.serve.device.spec.capacity_bytes {
+            return Err(Error::new(ErrorKind::Capacity, "the device is smaller than the tables on it; use a larger one")
+                .with_context("device", &config.serve.device.spec.name)
+                .with_context("needed_bytes", device_bytes)
+                .with_context("capacity_bytes", config.serve.device.spec.capacity_bytes));
+        }
+        let mapped = config.is_mapped.then(|| MappedPages::new(memory.pooled_bytes + memory.row_cache_bytes));
+        let warm = Caches { residency: config.serve.residency(&memory, false)?, mapped: mapped.transpose()? };
+        let costs = RowCosts::new(&config.serve, &config.host);
+        let simulation = Self { config, queries, layouts, device_bytes, costs, memory, warm };
+        simulation.check_ids()?;
+        Ok(simulation)
+    }
+
+    /// Ids of a trace may be any; those of tables on the device must be rows.
+    fn check_ids(&self) -> Result<()> {
+        let mut query = Query::default();
+        for number in 0..self.queries.count().unwrap_or(1) {
+            self.queries.fill(number, &mut query);
+            if query.tables.len() != self.config.serve.tables.len() {
+                let message = "the queries are not of as many tables as the engine";
+                return Err(Error::new(ErrorKind::Config, message).with_context("tables", query.tables.len()));
+            }
+            for (table, lists) in self.config.serve.tables.iter().zip(&query.tables) {
+                if let Some(id) = lists.rows.iter().find(|&&id| id >= table.rows) {
+                    return Err(Error::new(ErrorKind::Input, "an id of a query is not a row of its table")
+                        .with_context("table", &table.name)
+                        .with_context("id", id)
+                        .with_context("rows", table.rows));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Where the memory goes.
+    pub fn memory(&self) -> MemoryUse {
+        self.memory
+    }
+
+    /// How many queries there are; `None`: as many as one likes.
+    pub fn queries(&self) -> Option<u64> {
+        self.queries.count()
+    }
+
+    /// Warms the caches with queries that take no time, and says how they did in each of `parts` parts.
+    pub fn warm_up(&mut self, first_query: u64, queries: u64, parts: u64) -> Vec<WarmUpPart> {
+        let mut found = Vec::new();
+        let mut query = Query::default();
+        let mut before = (self.warm.residency.counters, self.warm.pages());
+        for number in 0..queries {
+            self.queries.fill(first_query + number, &mut query);
+            if let Some(mapped) = &mut self.warm.mapped {
+                for page in pages_of(&self.config.serve, &self.layouts, &query) {
+                    mapped.touch(page);
+                }
+            } else {
+                let mut flight = new_flight(0, std::mem::take(&mut query));
+                probe(&self.config.serve, &mut self.warm.residency, &mut flight);
+                fill(&mut self.warm.residency, &flight);
+                query = flight.query;
+            }
+            if (number + 1) * parts / queries > number * parts / queries {
+                let after = (self.warm.residency.counters, self.warm.pages());
+                found.push(WarmUpPart {
+                    queries: number + 1,
+                    caches: difference(after.0, before.0),
+                    pages: (after.1.0 - before.1.0, after.1.1 - before.1.1),
+                });
+                before = after;
+            }
+        }
+        found
+    }
+
+    /// Forgets what the caches hold.
+    pub fn cool_down(&mut self) {
+        self.warm.residency.rows.clear();
+        self.warm.residency.pooled.clear();
+        if let Some(mapped) = &mut self.warm.mapped {
+            mapped.clear();
+        }
+    }
+
+    /// Runs a load from the warm state, which it does not change.
+    ///
+    /// # Errors
+    ///
+    /// `Config` for a rate that is none or for queries that are not there.
+    pub fn run(&self, load: &Load) -> Result<SimulationReport> {
+        let rate = load.queries_per_s;
+        if !(rate > 0.0 && rate <= 1e9) || load.queries == 0 {
+            return Err(Error::new(ErrorKind::Config, "a load has at least one query, and between 0 and 10^9 a second"));
+        }
+        if self.queries.count().is_some_and(|count| load.first_query + load.queries > count) {
+            return Err(Error::new(ErrorKind::Config, "the trace has fewer queries than warm-up and load ask for")
+                .with_context("queries", self.queries.count().unwrap_or(0)));
+        }
+        let mut caches = self.warm.clone();
+        caches.residency.counters = CacheCounters::default();
+        caches.mapped.iter_mut().for_each(MappedPages::reset_counts);
+        let mut run = Run::new(self, caches, *load);
+        run.go();
+        Ok(run.report())
+    }
+}
+
+/// What was counted between two moments.
+pub(super) fn difference(after: CacheCounters, before: CacheCounters) -> CacheCounters {
+    CacheCounters {
+        rows: after.rows - before.rows,
+        row_hits: after.row_hits - before.row_hits,
+        updated_rows: after.updated_rows - before.updated_rows,
+        lists: after.lists - before.lists,
+        list_hits: after.list_hits - before.list_hits,
+        list_hit_rows: after.list_hit_rows - before.list_hit_rows,
+    }
+}
+
+impl Caches {
+    /// Pages of a mapped file that were touched, and those that were not there.
+    pub(super) fn pages(&self) -> (u64, u64) {
+        self.mapped.as_ref().map_or((0, 0), MappedPages::counts)
+    }
+}
+
+/// Looks for all that is not fixed in memory.
+pub(super) fn probe(config: &ServeConfig, residency: &mut Residency, flight: &mut Flight) {
+    let nothing = Overlay::default();
+    for (table, lists) in flight.query.tables.iter().enumerate() {
+        if config.tables[table].placement != Placement::Fixed {
+            let bags = TableBags { table, rows: &lists.rows, starts: &lists.starts };
+            flight.probed.push(residency.probe(bags, &nothing, true));
+        }
+    }
+}
+
+/// Puts what was read and pooled into the caches.
+pub(super) fn fill(residency: &mut Residency, flight: &Flight) {
+    for probed in &flight.probed {
+        let lists = &flight.query.tables[probed.table];
+        let bags = TableBags { table: probed.table, rows: &lists.rows, starts: &lists.starts };
+        for missing in &probed.missing {
+            residency.fill(probed.table, missing.row, &[]);
+        }
+        for &bag in &probed.bags {
+            residency.fill_pooled(probed.table, bags.bag(bag as usize), &[]);
+        }
+    }
+}
+
+/// The pages that a query touches, in the order in which it does.
+pub(super) fn pages_of(config: &ServeConfig, layouts: &[RowLayout], query: &Query) -> Vec<u64> {
+    let mut pages = Vec::new();
+    for (table, lists) in query.tables.iter().enumerate() {
+        if config.tables[table].placement != Placement::Fixed {
+            for &row in &lists.rows {
+                let Span { offset, nbytes } = layouts[table].blocks(row);
+                pages.extend(MappedPages::pages(offset, nbytes));
+            }
+        }
+    }
+    pages
+}
+
