@@ -29,6 +29,7 @@ from tiermem.config.optimizer import (
 )
 from tiermem.config.placement import Placement, TablePlacement
 from tiermem.config.plan import PlanConfig, TargetConfig
+from tiermem.config.serve import ServeConfig, ServePlacement, ServeRowType
 from tiermem.config.synth import SynthConfig, SynthTable
 from tiermem.config.tables import TableEntry, TableSet, TableSource
 
@@ -60,6 +61,9 @@ __all__ = [
     "Rounding",
     "RowType",
     "RowWiseAdagrad",
+    "ServeConfig",
+    "ServePlacement",
+    "ServeRowType",
     "SynthConfig",
     "SynthTable",
     "SyntheticData",

@@ -12,7 +12,9 @@ from tiermem.errors import ConfigError
 
 __all__ = ["Kind", "available", "load_named", "resolve"]
 
-Kind = Literal["devices", "experiments", "hierarchies", "nodes", "plans", "studies", "tables", "traces"]
+Kind = Literal[
+    "devices", "experiments", "hierarchies", "nodes", "plans", "serving", "studies", "tables", "traces"
+]
 
 
 def _folder(kind: Kind) -> Path:

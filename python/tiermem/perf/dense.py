@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from tiermem.config import ComputeConfig, ModelConfig
 
-__all__ = ["DenseCost", "dense_cost"]
+__all__ = ["DenseCost", "dense_cost", "serving_costs"]
 
 _BYTES_PER_FLOAT = 4
 # A backward pass computes the gradient of the inputs and that of the weights.
@@ -57,3 +57,27 @@ def dense_cost(
         flops=batch * per_sample * passes,
         nbytes=_BYTES_PER_FLOAT * (parameters * parameter_passes + 2 * batch * activations * passes),
     )
+
+
+def serving_costs(
+    model: ModelConfig, *, dense_features: int, sparse_features: int, candidates: int
+) -> tuple[DenseCost, DenseCost]:
+    """The dense arch for the one user of a query, and interaction and over arch for all its candidates.
+
+    A multiply-add is two FLOPs. Bytes: parameters, and activations written and read.
+    """
+    vectors = sparse_features + 1
+    crossed = model.dim + vectors * (vectors - 1) // 2
+    lower = _layers([max(1, dense_features), *model.dense_layers, model.dim])
+    upper = _layers([crossed, *model.over_layers, 1])
+
+    def cost(layers: list[tuple[int, int]], batch: int, flops: int, activations: int) -> DenseCost:
+        parameters = sum(inputs * outputs + outputs for inputs, outputs in layers)
+        flops += sum(2 * inputs * outputs for inputs, outputs in layers)
+        activations += sum(inputs + outputs for inputs, outputs in layers)
+        return DenseCost(
+            flops=batch * flops, nbytes=_BYTES_PER_FLOAT * (parameters + 2 * batch * activations)
+        )
+
+    interaction = (2 * vectors**2 * model.dim, vectors * model.dim + vectors**2)
+    return cost(lower, 1, 0, 0), cost(upper, candidates, *interaction)

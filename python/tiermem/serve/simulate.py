@@ -1,0 +1,291 @@
+"""An engine in virtual time, and the highest load that keeps a bound on its latency."""
+
+import dataclasses
+import json
+import math
+from typing import Any, Self
+
+from tiermem import _core
+from tiermem.config import ServeConfig
+from tiermem.errors import ConfigError
+from tiermem.perf import serving_costs
+from tiermem.serve.tables import ServedTable, core_config, imagined_tables
+from tiermem.stats import DeviceStats, LatencyStats
+
+__all__ = ["Baseline", "CacheCounts", "LoadResult", "MemoryUse", "ReadCounts", "Simulator", "WarmUpPart"]
+
+_GIVE_UP_SLAS = 50
+"""A query that takes so many times the bound ends a run: the load is too high."""
+_RATE_SPAN = 256.0
+"""The highest rate is looked for down to this part of what the threads could do."""
+_PROBE_QUERIES = 400
+"""Queries whose cost on the threads bounds the rate."""
+_WARM_UP_PARTS = 20
+_PS_PER_NS = 1000
+
+Baseline = str
+"""`mapped`: tables in a mapped file, pages cached by the kernel; `memory`: all tables in memory."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class CacheCounts:
+    """What the caches did."""
+
+    rows: int
+    """Rows of tables on the device that were asked for, those of pooled results not counted."""
+    row_hits: int
+    updated_rows: int
+    lists: int
+    """Lists that were looked for among the pooled results."""
+    list_hits: int
+    list_hit_rows: int
+    """Rows that those would have asked for."""
+
+    @property
+    def row_hit_rate(self) -> float:
+        """Share of the rows that were cached."""
+        return self.row_hits / self.rows if self.rows else 0.0
+
+    @property
+    def list_hit_rate(self) -> float:
+        """Share of the lists whose result was cached."""
+        return self.list_hits / self.lists if self.lists else 0.0
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ReadCounts:
+    """What was read; second copies count in the bytes of the bus."""
+
+    reads: int
+    asked_bytes: int
+    bus_bytes: int
+    hedged: int
+    hedged_won: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class MemoryUse:
+    """Where the memory goes, in bytes."""
+
+    total_bytes: int
+    fixed_bytes: int
+    index_map_bytes: int
+    buffer_bytes: int
+    update_bytes: int
+    pooled_bytes: int
+    row_cache_bytes: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class WarmUpPart:
+    """A part of a warm-up: queries until its end, and what the caches did in it."""
+
+    queries: int
+    caches: CacheCounts
+    pages: int
+    page_misses: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class LoadResult:
+    """What a run found."""
+
+    queries_per_s: float
+    """That arrived."""
+    latency: LatencyStats
+    """From arrival to answer."""
+    queries: int
+    """That were answered."""
+    elapsed_ns: int
+    gave_up: bool
+    """Whether a query took so long that the run ended."""
+    busy_ns: int
+    """Time for which threads worked, all together."""
+    caches: CacheCounts
+    reads: ReadCounts
+    pages: int
+    page_misses: int
+    devices: tuple[DeviceStats, ...]
+    cached_bytes: int
+
+    @classmethod
+    def from_json(cls, text: str, queries_per_s: float) -> Self:
+        """Reads what the extension gives."""
+        values: dict[str, Any] = json.loads(text)
+        values["latency"] = LatencyStats(**values["latency"])
+        values["caches"] = CacheCounts(**values["caches"])
+        values["reads"] = ReadCounts(**values["reads"])
+        values["devices"] = tuple(DeviceStats.from_dict(device) for device in values["devices"])
+        return cls(queries_per_s=queries_per_s, **values)
+
+    def quantile_ms(self, quantile: str) -> float:
+        """A quantile of the latency, in milliseconds."""
+        return float(getattr(self.latency, f"{quantile}_ns")) / 1e6
+
+    def keeps(self, quantile: str, sla_ms: float) -> bool:
+        """Whether the load keeps its bound."""
+        return not self.gave_up and self.quantile_ms(quantile) <= sla_ms
+
+    @property
+    def media_bytes(self) -> int:
+        """Bytes that the media read."""
+        return sum(device.media_read_bytes for device in self.devices)
+
+
+class Simulator:
+    """An engine in virtual time. Every run begins with the same warm caches and sees the same queries.
+
+    Args:
+        config: the engine.
+        tables: its tables; `None`: those that the configuration imagines.
+        baseline: `mapped` or `memory` instead of the engine.
+
+    Raises:
+        ConfigError: for what does not go together, or a trace that is not of these tables.
+        CapacityError: if memory or device are too small.
+    """
+
+    def __init__(
+        self,
+        config: ServeConfig,
+        *,
+        tables: list[ServedTable] | None = None,
+        baseline: Baseline | None = None,
+    ) -> None:
+        self.config = config
+        self.tables = imagined_tables(config) if tables is None else tables
+        if baseline == "memory":
+            self.tables = [dataclasses.replace(table, placement="fixed") for table in self.tables]
+        self._core = _core.ServeSimulation(json.dumps(self._core_config(baseline)))
+        self.memory = MemoryUse(**json.loads(self._core.memory_json()))
+
+    def _core_config(self, baseline: Baseline | None) -> dict[str, Any]:
+        config = self.config
+        serve = core_config(config, self.tables)
+        if baseline == "memory":
+            # However much that is.
+            serve["memory"]["total_bytes"] = sum(table.nbytes + 4 * table.ids for table in self.tables) + 2**30
+        return {
+            "serve": serve,
+            "host": self._host(),
+            "threads": config.host.threads,
+            "is_overlapped": config.overlap,
+            "is_mapped": baseline == "mapped",
+            "queries": self._queries(),
+            "writes": config.load.updates.model_dump(),
+            "faults": config.device.faults.model_dump(mode="json"),
+            "seed": config.seed,
+        }
+
+    def _host(self) -> dict[str, int]:
+        host, device = self.config.host, self.config.device
+        lower, upper = serving_costs(
+            self.config.dense,
+            dense_features=self.config.dense_features,
+            sparse_features=len(self.tables),
+            candidates=self.config.load.queries.candidates,
+        )
+        overhead_ns = host.compute.overhead_ns_per_step
+        complete_ns = host.polling_ns if device.completion == "polling" else host.interrupt_ns
+        return {
+            "query_ns": host.query_ns,
+            "probe_ps": _ps(host.probe_ns),
+            "row_ps": _ps(host.row_ns),
+            "byte_ps": _ps(host.byte_ns),
+            "dequantise_ps": _ps(host.dequantise_ns),
+            "submit_ps": _ps(host.submit_ns),
+            "complete_ps": _ps(complete_ns),
+            "fault_ps": _ps(host.fault_ns),
+            "lower_ns": lower.time_ns(host.compute) - overhead_ns,
+            "upper_ns": upper.time_ns(host.compute),
+        }
+
+    def _queries(self) -> dict[str, Any]:
+        load = self.config.load.queries
+        if load.trace is not None:
+            is_user = [table.is_user for table in self.tables]
+            return {"trace": {"path": load.trace, "is_user": is_user, "candidates": load.candidates}}
+        loaded = [table.loaded(self.config) for table in self.tables]
+        laws = [
+            {
+                "rows": table.rows,
+                "is_user": table.is_user,
+                # Ids that were pruned are looked for in the index map alone.
+                "ids_per_list": max(1, round(table.ids_per_list * table.rows / table.ids)),
+                "exponent": table.exponent,
+            }
+            for table in loaded
+        ]
+        return {
+            "generated": {
+                "tables": laws,
+                "users": load.users,
+                "user_exponent": load.user_exponent,
+                "items": load.items,
+                "item_exponent": load.item_exponent,
+                "candidates": load.candidates,
+                "list_life_queries": load.list_life_queries,
+                "seed": self.config.seed,
+            }
+        }
+
+    def warm_up(self) -> list[WarmUpPart]:
+        """Warms cold caches with the first queries, which take no time; how the caches did, part by part."""
+        self._core.cool_down()
+        queries = self.config.load.warm_up_queries
+        if queries == 0:
+            return []
+        parts = json.loads(self._core.warm_up(0, queries, min(_WARM_UP_PARTS, queries)))
+        return [
+            WarmUpPart(part["queries"], CacheCounts(**part["caches"]), part["pages"], part["page_misses"])
+            for part in parts
+        ]
+
+    def run(self, queries_per_s: float, *, queries: int | None = None) -> LoadResult:
+        """Runs the queries behind the warm-up at a rate; the caches stay as they were.
+
+        Raises:
+            ConfigError: if the rate is none, or the trace has fewer queries.
+        """
+        load = self.config.load
+        text = self._core.run(
+            json.dumps(
+                {
+                    "queries_per_s": queries_per_s,
+                    "first_query": load.warm_up_queries,
+                    "queries": load.measured_queries if queries is None else queries,
+                    "give_up_ns": math.ceil(load.sla_ms * 1e6 * _GIVE_UP_SLAS),
+                }
+            )
+        )
+        return LoadResult.from_json(text, queries_per_s)
+
+    def highest_rate(self) -> LoadResult:
+        """The run at the highest rate that keeps the bound, to within `load.rate_tolerance`.
+
+        Raises:
+            ConfigError: if no rate does; the message has the latency of an idle engine.
+        """
+        load = self.config.load
+        probe = self.run(1.0, queries=min(_PROBE_QUERIES, load.measured_queries))
+        if not probe.keeps(load.quantile, load.sla_ms):
+            found = probe.quantile_ms(load.quantile)
+            raise ConfigError(
+                f"no load keeps {load.quantile} within {load.sla_ms:g} ms: an idle engine needs {found:.3g} ms;"
+                " allow more, or use a faster device"
+            )
+        # Beyond this threads have more work than time, however long that takes to be seen.
+        most = self.config.host.threads * probe.queries / max(1, probe.busy_ns) * 1e9
+        best, low, high = probe, most / _RATE_SPAN, most
+        while high / low > 1 + load.rate_tolerance:
+            rate = math.sqrt(low * high)
+            found_run = self.run(rate)
+            if found_run.keeps(load.quantile, load.sla_ms):
+                best, low = found_run, rate
+            else:
+                high = rate
+        return best
+
+
+def _ps(nanoseconds: float) -> int:
+    return round(nanoseconds * _PS_PER_NS)
