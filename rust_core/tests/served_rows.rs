@@ -1,5 +1,7 @@
 //! Rows of the types that are served lie and round as documented, at every level of instructions.
 
+#![expect(clippy::float_cmp, reason = "bits are the subject")]
+
 use proptest::prelude::*;
 use tiermem_core::embedding::{Instructions, RowType, decode_rows, encode_rows};
 

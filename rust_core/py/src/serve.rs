@@ -206,9 +206,7 @@ impl ServeSimulation {
 
     fn warm_up(&self, py: Python<'_>, first_query: u64, queries: u64, parts: u64) -> String {
         let found = self.with(py, |simulation| simulation.warm_up(first_query, queries, parts.max(1)));
-        let part = |part: &serve::WarmUpPart| {
-            json!({"queries": part.queries, "caches": part.caches, "pages": part.pages.0, "page_misses": part.pages.1})
-        };
+        let part = |part: &serve::WarmUpPart| json!({"queries": part.queries, "caches": part.caches, "pages": part.pages.0, "page_misses": part.pages.1});
         json!(found.iter().map(part).collect::<Vec<_>>()).to_string()
     }
 

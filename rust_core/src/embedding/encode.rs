@@ -236,7 +236,7 @@ fn half<S: Simd>(simd: S, value: f32) -> ([u8; 2], f32) {
     simd.store_f16(simd.splat(value), &mut halves);
     let bytes = [halves[0], halves[1]];
     let mut lanes = [0.0; LANES];
-    simd.store(simd.splat_f16(&bytes), &mut lanes);
+    simd.store(simd.splat_f16(bytes), &mut lanes);
     (bytes, lanes[0])
 }
 

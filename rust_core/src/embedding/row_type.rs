@@ -231,7 +231,7 @@ impl Stored for Int8 {
 #[inline(always)]
 fn half_scale_and_bias<S: Simd>(simd: S, row: &[u8], codes: usize) -> (S::V, S::V) {
     let extra = &row[codes..codes + HALF_SCALE_AND_BIAS_BYTES];
-    (simd.splat_f16(chunk(extra)), simd.splat_f16(chunk(&extra[2..])))
+    (simd.splat_f16(*chunk(extra)), simd.splat_f16(*chunk(&extra[2..])))
 }
 
 impl Stored for Int8Fp16 {
@@ -273,12 +273,12 @@ impl Stored for Int4 {
 
     #[inline(always)]
     fn load<S: Simd>(simd: S, (scale, bias): (S::V, S::V), from: &[u8]) -> S::V {
-        simd.add(simd.mul(simd.load_u4(chunk(from)), scale), bias)
+        simd.add(simd.mul(simd.load_u4(*chunk(from)), scale), bias)
     }
 
     #[inline(always)]
     fn load_partial<S: Simd>(simd: S, (scale, bias): (S::V, S::V), from: &[u8]) -> S::V {
-        simd.add(simd.mul(simd.load_u4(&padded(from)), scale), bias)
+        simd.add(simd.mul(simd.load_u4(padded(from)), scale), bias)
     }
 }
 

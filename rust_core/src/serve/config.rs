@@ -147,7 +147,8 @@ impl ServeConfig {
         }
         if device.hedge_after_ns.is_some() && device.replicas < 2 {
             return refuse(
-                "a read can only be hedged where a second device has a copy; set replicas = 2, or turn hedging off".into(),
+                "a read can only be hedged where a second device has a copy; set replicas = 2, or turn hedging off"
+                    .into(),
             );
         }
         if device.limits.per_table == 0 || device.limits.total == 0 {
@@ -191,7 +192,8 @@ impl ServeConfig {
     /// `Capacity` with the bytes that are missing.
     pub fn memory(&self) -> Result<MemoryUse> {
         let of = |bytes: &dyn Fn(&TableConfig) -> u64| self.tables.iter().map(bytes).sum::<u64>();
-        let fixed = |table: &TableConfig| table.rows * table.row_bytes() * u64::from(table.placement == Placement::Fixed);
+        let fixed =
+            |table: &TableConfig| table.rows * table.row_bytes() * u64::from(table.placement == Placement::Fixed);
         let longest = self.tables.iter().map(TableConfig::row_bytes).max().unwrap_or(0);
         let is_on_device = (0..self.tables.len()).any(|table| self.is_on_device(table));
         let block_bytes = self.device.block_bytes;

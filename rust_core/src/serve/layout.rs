@@ -41,11 +41,12 @@ impl RowLayout {
 
     /// Where a row begins.
     pub(super) fn offset(&self, row: u64) -> u64 {
-        if self.rows_per_block > 0 {
-            let (block, within) = (row / self.rows_per_block, row % self.rows_per_block);
-            self.first_byte + block * self.block_bytes + within * self.row_bytes
-        } else {
-            self.first_byte + row * round_up(self.row_bytes, self.block_bytes)
+        match row.checked_div(self.rows_per_block) {
+            Some(block) => {
+                let within = row - block * self.rows_per_block;
+                self.first_byte + block * self.block_bytes + within * self.row_bytes
+            }
+            None => self.first_byte + row * round_up(self.row_bytes, self.block_bytes),
         }
     }
 

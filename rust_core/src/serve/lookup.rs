@@ -54,7 +54,8 @@ impl Lookup {
         let mut state = engine.lock();
         let version = state.version.clone().ok_or_else(no_version)?;
         let overlay = Arc::clone(&state.overlay);
-        let bags: Vec<Bags> = bags.into_iter().enumerate().map(|(table, bags)| stored_rows(&version, table, bags)).collect();
+        let bags: Vec<Bags> =
+            bags.into_iter().enumerate().map(|(table, bags)| stored_rows(&version, table, bags)).collect();
         let mut probed = Vec::new();
         for (table, bags) in bags.iter().enumerate() {
             if serve.is_on_device(table) {
@@ -91,12 +92,8 @@ impl Lookup {
         let device = (self.reads[numbers[0] as usize].span.offset / engine.config.serve.device.block_bytes) as usize
             % engine.backends.len();
         let timed = engine.timing.as_ref().map(|timing| {
-            let request = |span: &Span| Request {
-                device,
-                operation: Operation::Read,
-                offset: span.offset,
-                nbytes: span.nbytes,
-            };
+            let request =
+                |span: &Span| Request { device, operation: Operation::Read, offset: span.offset, nbytes: span.nbytes };
             let now_ns = timing.clock.now_ns();
             let requests: Vec<Request> = spans.iter().map(request).collect();
             (timing.schedule.lock().unwrap_or_else(PoisonError::into_inner).submit(now_ns, &requests), now_ns)

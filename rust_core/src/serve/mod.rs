@@ -2,6 +2,7 @@
 //!
 //! Source: Ardestani et al., Supporting Massive DLRM Inference through Software Defined Memory, arXiv 2110.11489.
 
+mod changes;
 mod config;
 mod dense_rows;
 mod engine;

@@ -102,8 +102,7 @@ impl PooledCache {
 
     /// Forgets every result that one of these rows of a table went into.
     pub(super) fn invalidate(&mut self, table: usize, rows: &HashSet<u64, BuildHasherDefault<MixHasher>>) {
-        let is_stale =
-            |entry: &Entry| entry.table as usize == table && entry.rows.iter().any(|row| rows.contains(row));
+        let is_stale = |entry: &Entry| entry.table as usize == table && entry.rows.iter().any(|row| rows.contains(row));
         let stale: Vec<u64> = self.entries.iter().filter(|(_, entry)| is_stale(entry)).map(|(&hash, _)| hash).collect();
         for hash in stale {
             if let Some(entry) = self.entries.pop(&hash) {

@@ -182,7 +182,8 @@ impl Generator {
                 let key = rng::stream(rng::stream(self.seed ^ 0x6c69_7374, table as u64), owner);
                 let life = if law.is_user { self.list_life_queries } else { 0 };
                 // The lists of different users change at different times.
-                let version = if life == 0 { 0 } else { (number + rng::draw(key, 0) % life) / life };
+                let phase = rng::draw(key, 0).checked_rem(life).unwrap_or(0);
+                let version = (number + phase).checked_div(life).unwrap_or(0);
                 let key = rng::stream(key, version);
                 let length = 1 + below(rng::draw(key, 0), 2 * u64::from(law.ids_per_list) - 1);
                 lists.starts.push(lists.rows.len() as u32);

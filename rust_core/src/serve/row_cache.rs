@@ -201,7 +201,6 @@ impl RowCache {
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "a test may panic")]
 mod tests {
     use super::*;
     use proptest::prelude::*;
@@ -216,8 +215,7 @@ mod tests {
     ];
 
     fn cache(memory_bytes: u64, keeps_rows: bool) -> RowCache {
-        let config =
-            RowCacheConfig { memory_bytes, dense_row_bytes_max: 255, policy: PolicyKind::Lru, keeps_rows };
+        let config = RowCacheConfig { memory_bytes, dense_row_bytes_max: 255, policy: PolicyKind::Lru, keeps_rows };
         RowCache::new(&config, &TABLES).unwrap()
     }
 
@@ -304,12 +302,8 @@ mod tests {
 
     #[test]
     fn rows_too_long_for_a_bucket_are_refused() {
-        let config = RowCacheConfig {
-            memory_bytes: 0,
-            dense_row_bytes_max: 513,
-            policy: PolicyKind::Lru,
-            keeps_rows: true,
-        };
+        let config =
+            RowCacheConfig { memory_bytes: 0, dense_row_bytes_max: 513, policy: PolicyKind::Lru, keeps_rows: true };
         assert_eq!(RowCache::new(&config, &TABLES).unwrap_err().kind(), ErrorKind::Config);
     }
 }

@@ -148,10 +148,13 @@ impl Simulation {
         let block_bytes = if config.is_mapped { 1 } else { config.serve.device.block_bytes };
         let (layouts, device_bytes) = config.serve.layouts(0, block_bytes);
         if device_bytes > config.serve.device.spec.capacity_bytes {
-            return Err(Error::new(ErrorKind::Capacity, "the device is smaller than the tables on it; use a larger one")
-                .with_context("device", &config.serve.device.spec.name)
-                .with_context("needed_bytes", device_bytes)
-                .with_context("capacity_bytes", config.serve.device.spec.capacity_bytes));
+            return Err(Error::new(
+                ErrorKind::Capacity,
+                "the device is smaller than the tables on it; use a larger one",
+            )
+            .with_context("device", &config.serve.device.spec.name)
+            .with_context("needed_bytes", device_bytes)
+            .with_context("capacity_bytes", config.serve.device.spec.capacity_bytes));
         }
         let mapped = config.is_mapped.then(|| MappedPages::new(memory.pooled_bytes + memory.row_cache_bytes));
         let warm = Caches { residency: config.serve.residency(&memory, false)?, mapped: mapped.transpose()? };
@@ -190,6 +193,15 @@ impl Simulation {
     /// How many queries there are; `None`: as many as one likes.
     pub fn queries(&self) -> Option<u64> {
         self.queries.count()
+    }
+
+    /// A query: ids, and where each list begins, of each table. Ids of tables in memory mean nothing where queries are generated.
+    pub fn query(&self, number: u64) -> Vec<(Vec<i64>, Vec<i64>)> {
+        let mut query = Query::default();
+        self.queries.fill(number, &mut query);
+        let signed = |rows: Vec<u64>| rows.into_iter().map(|row| row as i64).collect();
+        let starts = |starts: Vec<u32>| starts.into_iter().map(i64::from).collect();
+        query.tables.into_iter().map(|lists| (signed(lists.rows), starts(lists.starts))).collect()
     }
 
     /// Warms the caches with queries that take no time, and says how they did in each of `parts` parts.
@@ -239,7 +251,10 @@ impl Simulation {
     pub fn run(&self, load: &Load) -> Result<SimulationReport> {
         let rate = load.queries_per_s;
         if !(rate > 0.0 && rate <= 1e9) || load.queries == 0 {
-            return Err(Error::new(ErrorKind::Config, "a load has at least one query, and between 0 and 10^9 a second"));
+            return Err(Error::new(
+                ErrorKind::Config,
+                "a load has at least one query, and between 0 and 10^9 a second",
+            ));
         }
         if self.queries.count().is_some_and(|count| load.first_query + load.queries > count) {
             return Err(Error::new(ErrorKind::Config, "the trace has fewer queries than warm-up and load ask for")
@@ -311,4 +326,3 @@ pub(super) fn pages_of(config: &ServeConfig, layouts: &[RowLayout], query: &Quer
     }
     pages
 }
-

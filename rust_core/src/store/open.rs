@@ -143,9 +143,12 @@ fn check(config: &StoreConfig) -> Result<()> {
             .with_context("columns", table.dim));
     }
     if let Some(table) = config.tables.iter().find(|table| !table.row_type.is_trained()) {
-        return Err(Error::new(ErrorKind::Config, "rows of this type are served, not trained; use fp32, fp16, bf16 or int8")
-            .with_context("table", &table.name)
-            .with_context("row_type", table.row_type.name()));
+        return Err(Error::new(
+            ErrorKind::Config,
+            "rows of this type are served, not trained; use fp32, fp16, bf16 or int8",
+        )
+        .with_context("table", &table.name)
+        .with_context("row_type", table.row_type.name()));
     }
     let Some((fastest, slower)) = config.tiers.split_first() else {
         return fail("a store needs at least one tier");

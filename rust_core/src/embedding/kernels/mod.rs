@@ -81,9 +81,9 @@ pub(super) trait Simd: Copy {
 
     /// 16 codes of 4 bits, the first of two in the lower half of their byte.
     #[inline(always)]
-    fn load_u4(self, from: &[u8; 8]) -> Self::V {
+    fn load_u4(self, from: [u8; 8]) -> Self::V {
         let mut codes = [0; LANES];
-        for (two, &byte) in codes.as_chunks_mut::<2>().0.iter_mut().zip(from) {
+        for (two, &byte) in codes.as_chunks_mut::<2>().0.iter_mut().zip(&from) {
             *two = [byte & 0x0f, byte >> 4];
         }
         self.load_u8(&codes)
@@ -91,9 +91,9 @@ pub(super) trait Simd: Copy {
 
     /// A 16-bit float in every lane.
     #[inline(always)]
-    fn splat_f16(self, from: &[u8; 2]) -> Self::V {
+    fn splat_f16(self, from: [u8; 2]) -> Self::V {
         let mut halves = [0; 32];
-        halves.as_chunks_mut::<2>().0.fill(*from);
+        halves.as_chunks_mut::<2>().0.fill(from);
         self.load_f16(&halves)
     }
 
