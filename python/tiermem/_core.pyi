@@ -314,7 +314,7 @@ class ServeEngine:
         """Puts updated rows into their place; waits for queries that must not see them."""
 
     def begin(self, bags: Sequence[tuple[_Bytes, _Bytes]]) -> QueryLookup:
-        """Begins a query: (ids int64, where each bag begins int64) of every table; reads are under way then."""
+        """Begins a query: (ids int64, where each bag begins int64) of every table; starts its reads."""
 
     def now_ns(self) -> int:
         """Time on the device's clock."""
@@ -325,6 +325,10 @@ class ServeEngine:
 @final
 class NewVersion:
     """A version that is being loaded."""
+
+    @property
+    def number(self) -> int:
+        """Its number."""
 
     def load(self, table: int, row_type: str, rows: _Bytes) -> None:
         """The next rows of a table, as stored in this type."""
@@ -339,8 +343,15 @@ class NewVersion:
 class QueryLookup:
     """One query under way."""
 
+    @property
+    def version(self) -> int:
+        """The number of the version that it sees."""
+
     def pool_memory(self, out: _Bytes) -> None:
-        """Pools the tables in memory into their parts of float32 `out`: table after table, a row for each bag."""
+        """Pools the tables in memory into their parts of float32 `out`: table by table, a row a bag."""
+
+    def wait(self) -> None:
+        """Waits for the reads."""
 
     def finish(self, out: _Bytes) -> None:
         """Waits for the reads and pools the other tables into their parts."""

@@ -368,7 +368,7 @@ fn a_simulation_reads_what_the_engine_reads() {
         let setup = Setup { versions: 1, is_sub_block, ..SETUP };
         let config = json!({"serve": serve_json(setup), "host": host, "threads": 1, "is_overlapped": true, "is_mapped": false,
             "queries": queries, "writes": {"updates_per_s": 0, "nbytes": 512}, "faults": {}, "seed": 1});
-        let simulation = Simulation::new(serde_json::from_value::<SimulationConfig>(config).unwrap()).unwrap();
+        let mut simulation = Simulation::new(serde_json::from_value::<SimulationConfig>(config).unwrap()).unwrap();
         let found = simulation.run(&Load { queries_per_s: 10.0, first_query: 0, queries: 500, give_up_ns: 0 }).unwrap();
         let engine = engine(setup);
         load(&engine, 1, false);

@@ -1,5 +1,6 @@
 """Snapshots of training runs, the run directories that hold them, and tables exported to be served."""
 
+from tiermem.checkpoint.exported_model import ExportedModel
 from tiermem.checkpoint.manifest import Manifest, TableShape
 from tiermem.checkpoint.run_directory import (
     ResumePoint,
@@ -15,6 +16,7 @@ from tiermem.checkpoint.table_file import TableFile, TableHeader, write_table
 from tiermem.checkpoint.table_rows import NarrowedScales, ScaleType
 
 __all__ = [
+    "ExportedModel",
     "Manifest",
     "NarrowedScales",
     "ResumePoint",

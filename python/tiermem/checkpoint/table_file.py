@@ -17,7 +17,7 @@ import os
 import re
 import struct
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Self, get_args
@@ -249,6 +249,11 @@ class TableFile:
             )
         stored = np.asarray(self._rows[wanted.astype(np.int64)])
         return decode_rows(stored, self.header.row_type, self.header.scale_type)
+
+    def stored(self, count: int) -> Iterator[npt.NDArray[np.uint8]]:
+        """All rows as they are stored, uint8 [n * bytes of a row], `count` at a time; the last fewer."""
+        for first in range(0, len(self), count):
+            yield np.ascontiguousarray(self._rows[first : first + count]).reshape(-1)
 
     def verify(self) -> None:
         """Reads the file through.

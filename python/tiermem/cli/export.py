@@ -1,4 +1,4 @@
-"""`tiermem export`: the tables of a snapshot as read-only files that can be served."""
+"""`tiermem export`: the model of a snapshot as read-only files that can be served."""
 
 import argparse
 import dataclasses
@@ -23,7 +23,7 @@ def add(verbs: "argparse._SubParsersAction[Any]") -> None:
     """Adds the verb."""
     parser = verbs.add_parser(
         "export",
-        help="write the tables of a snapshot as files to serve from",
+        help="write the model of a snapshot as files to serve from",
         epilog="Example: tiermem export runs/mine --out tables",
     )
     parser.add_argument(
@@ -64,7 +64,13 @@ class _Written:
 
 def _run(options: argparse.Namespace) -> int:
     output = Output(options)
-    from tiermem.checkpoint import TableHeader, find_resume_point, rows_path  # noqa: PLC0415 (loads torch)
+    from tiermem.checkpoint import (  # noqa: PLC0415 (loads torch)
+        ExportedModel,
+        TableHeader,
+        find_resume_point,
+        load_state,
+        rows_path,
+    )
     from tiermem.cli.runs import open_store  # noqa: PLC0415 (loads torch and the extension)
 
     point = find_resume_point(Path(options.run_directory), "tiermem export")
@@ -86,6 +92,15 @@ def _run(options: argparse.Namespace) -> int:
             written.append(_Written(path, header, _write(path, header, store, number)))
     finally:
         store.close()
+    model = ExportedModel(
+        folder=folder,
+        step=point.manifest.step,
+        experiment_hash=point.manifest.experiment_hash,
+        model=point.experiment.model,
+        batch_size=point.experiment.train.batch_size,
+        tables=tuple(each.path.name for each in written),
+    )
+    model.write(load_state(point.snapshot)["dense"])
     output.table(_table(written, f"Tables after step {point.manifest.step} of {point.manifest.steps}"))
     tables = [{"path": str(each.path), **dataclasses.asdict(each.header), **each.errors} for each in written]
     output.document({"snapshot": str(point.snapshot), "step": point.manifest.step, "tables": tables})

@@ -5,12 +5,28 @@ import sys
 from collections.abc import Sequence
 from importlib import metadata
 
-from tiermem.cli import data, demo, device, doctor, export, plan, report, study, trace, train
+from tiermem.cli import (
+    data,
+    demo,
+    device,
+    doctor,
+    export,
+    loadgen,
+    plan,
+    report,
+    serve,
+    study,
+    trace,
+    train,
+    tune,
+)
 from tiermem.errors import ConfigError, TiermemError
 
 __all__ = ["main"]
 
-_VERBS = (demo, data, device, trace, plan, study, train, export, report, doctor)
+_VERBS = (
+    demo, data, device, trace, plan, study, train, export, serve, loadgen, tune, report, doctor,
+)  # fmt: skip
 
 
 def _parser() -> argparse.ArgumentParser:

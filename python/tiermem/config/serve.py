@@ -140,31 +140,34 @@ class CacheMemoryConfig(Config):
 
 
 class ServeHostConfig(Config):
-    """What a host spends, for virtual time."""
+    """What a host spends, for virtual time. Defaults are assumed: orders of magnitude of a server core."""
 
     threads: int = Field(default=8, ge=1, le=4096)
     """Serving threads."""
-    query_ns: int = Field(ge=0)
+    query_ns: int = Field(default=5_000, ge=0)
     """A query, apart from what follows."""
-    probe_ns: float = Field(ge=0)
+    probe_ns: float = Field(default=60.0, ge=0)
     """Looking for one row or one list in a cache."""
-    row_ns: float = Field(ge=0)
+    row_ns: float = Field(default=10.0, ge=0)
     """Adding one row to its sum,"""
-    byte_ns: float = Field(ge=0)
+    byte_ns: float = Field(default=0.1, ge=0)
     """each byte of it,"""
-    dequantise_ns: float = Field(ge=0)
+    dequantise_ns: float = Field(default=0.03, ge=0)
     """and each column that is a code."""
-    submit_ns: float = Field(ge=0)
-    """Handing one read to the device."""
-    interrupt_ns: float = Field(ge=0)
+    submit_ns: float = Field(default=200.0, ge=0)
+    """Handing one read to the device. With `polling_ns`: in 2021 a core did 3.8 M reads a second at most
+    (J. Axboe, phoronix.com/news/Linux-IO-3.8M-IOPS-Per-Core)."""
+    interrupt_ns: float = Field(default=800.0, ge=0)
     """Taking one read from the device by interrupt."""
-    polling_ns: float = Field(ge=0)
+    polling_ns: float = Field(default=200.0, ge=0)
     """Taking one read from the device by polling."""
-    fault_ns: float = Field(ge=0)
+    fault_ns: float = Field(default=1_000.0, ge=0)
     """A page fault, apart from the read."""
-    compute: ComputeConfig
+    compute: ComputeConfig = ComputeConfig(
+        flops_per_s=50e9, bytes_per_s=20_000_000_000, source="assumed: one core with wide instructions"
+    )
     """Dense layers, of one thread."""
-    source: str
+    source: str = "assumed"
     """Where these numbers come from, or the word assumed."""
 
 
@@ -276,7 +279,7 @@ class ServeConfig(Config):
     """2: the tables can be refreshed and rolled back; those in memory are there twice."""
     candidates_max: int = Field(default=4096, ge=1)
     """A query with more candidates is refused."""
-    host: ServeHostConfig
+    host: ServeHostConfig = ServeHostConfig()
     """What the host spends."""
     load: LoadConfig
     """What it is driven with."""
@@ -286,14 +289,18 @@ class ServeConfig(Config):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if (self.model is None) == (not self.tables):
-            raise ValueError("an engine serves either a model or tables that are imagined; give one of the two")
+            raise ValueError(
+                "an engine serves either a model or tables that are imagined; give one of the two"
+            )
         names = [table.name for table in self.tables]
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
             raise ValueError(f'two tables are called "{twice}"')
         unknown = [name for name in self.placement if self.tables and name not in names]
         if unknown:
-            raise ValueError(f'placement names "{unknown[0]}", which is no table (there are {", ".join(names)})')
+            raise ValueError(
+                f'placement names "{unknown[0]}", which is no table (there are {", ".join(names)})'
+            )
         return self
 
     @classmethod

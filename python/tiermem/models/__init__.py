@@ -1,5 +1,5 @@
 """Recommendation models over tiered embedding bags."""
 
-from tiermem.models.dlrm import DLRM
+from tiermem.models.dlrm import DLRM, DenseParts
 
-__all__ = ["DLRM"]
+__all__ = ["DLRM", "DenseParts"]

@@ -18,6 +18,8 @@ _GIVE_UP_SLAS = 50
 """A query that takes so many times the bound ends a run: the load is too high."""
 _RATE_SPAN = 256.0
 """The highest rate is looked for down to this part of what the threads could do."""
+_RUN_SLAS = 20
+"""A run lasts so many times the bound at least: less would not see that a queue grows."""
 _PROBE_QUERIES = 400
 """Queries whose cost on the threads bounds the rate."""
 _WARM_UP_PARTS = 20
@@ -164,7 +166,9 @@ class Simulator:
         serve = core_config(config, self.tables)
         if baseline == "memory":
             # However much that is.
-            serve["memory"]["total_bytes"] = sum(table.nbytes + 4 * table.ids for table in self.tables) + 2**30
+            serve["memory"]["total_bytes"] = (
+                sum(table.nbytes + 4 * table.ids for table in self.tables) + 2**30
+            )
         return {
             "serve": serve,
             "host": self._host(),
@@ -260,6 +264,13 @@ class Simulator:
         )
         return LoadResult.from_json(text, queries_per_s)
 
+    def _queries_at(self, rate: float) -> int:
+        """Queries of a run; of a trace no more than it has."""
+        load = self.config.load
+        queries = max(load.measured_queries, math.ceil(rate * load.sla_ms * 1e-3 * _RUN_SLAS))
+        there = self._core.queries()
+        return queries if there is None else min(queries, max(1, there - load.warm_up_queries))
+
     def highest_rate(self) -> LoadResult:
         """The run at the highest rate that keeps the bound, to within `load.rate_tolerance`.
 
@@ -271,15 +282,15 @@ class Simulator:
         if not probe.keeps(load.quantile, load.sla_ms):
             found = probe.quantile_ms(load.quantile)
             raise ConfigError(
-                f"no load keeps {load.quantile} within {load.sla_ms:g} ms: an idle engine needs {found:.3g} ms;"
-                " allow more, or use a faster device"
+                f"no load keeps {load.quantile} within {load.sla_ms:g} ms: an idle engine needs"
+                f" {found:.3g} ms; allow more, or use a faster device"
             )
         # Beyond this threads have more work than time, however long that takes to be seen.
         most = self.config.host.threads * probe.queries / max(1, probe.busy_ns) * 1e9
         best, low, high = probe, most / _RATE_SPAN, most
         while high / low > 1 + load.rate_tolerance:
             rate = math.sqrt(low * high)
-            found_run = self.run(rate)
+            found_run = self.run(rate, queries=self._queries_at(rate))
             if found_run.keeps(load.quantile, load.sla_ms):
                 best, low = found_run, rate
             else:

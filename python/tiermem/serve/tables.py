@@ -11,7 +11,6 @@ from tiermem.errors import ConfigError
 __all__ = ["ServedTable", "budget_bytes", "core_config", "imagined_tables", "row_bytes"]
 
 
-
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class ServedTable:
     """One table."""
@@ -66,29 +65,30 @@ def row_bytes(row_type: ServeRowType, columns: int) -> int:
 
 def imagined_tables(config: ServeConfig) -> list[ServedTable]:
     """The tables of a configuration without a model."""
-    tables = []
+    tables: list[ServedTable] = []
     for kind in config.tables:
         is_user = kind.side == "user"
-        for number in range(kind.count):
-            tables.append(
-                ServedTable(
-                    name=kind.name if kind.count == 1 else f"{kind.name}-{number}",
-                    ids=kind.rows,
-                    rows=max(1, round(kind.rows * (1 - kind.pruned_share))),
-                    columns=kind.columns,
-                    row_type=kind.row_type,
-                    is_user=is_user,
-                    placement=config.placement_of(kind.name, is_user=is_user),
-                    ids_per_list=kind.ids_per_list,
-                    exponent=kind.exponent,
-                )
-            )
+        first = ServedTable(
+            name=kind.name,
+            ids=kind.rows,
+            rows=max(1, round(kind.rows * (1 - kind.pruned_share))),
+            columns=kind.columns,
+            row_type=kind.row_type,
+            is_user=is_user,
+            placement=config.placement_of(kind.name, is_user=is_user),
+            ids_per_list=kind.ids_per_list,
+            exponent=kind.exponent,
+        )
+        names = [kind.name] if kind.count == 1 else [f"{kind.name}-{n}" for n in range(kind.count)]
+        tables += [dataclasses.replace(first, name=name) for name in names]
     return tables
 
 
 def budget_bytes(config: ServeConfig, tables: list[ServedTable]) -> int:
-    """The memory of an engine. A share is of the bytes of all rows that were not pruned, as they are stored before they are
-    loaded."""
+    """The memory of an engine.
+
+    A share is of the bytes of all rows that were not pruned, as they are before `load_time` changes them.
+    """
     budget = config.memory.budget
     if isinstance(budget, float):
         return math.ceil(budget * sum(table.nbytes for table in tables))

@@ -110,6 +110,12 @@ pub(crate) struct NewVersion {
 
 #[pymethods]
 impl NewVersion {
+    #[getter]
+    fn number(&self) -> PyResult<u64> {
+        let version = self.version.lock().unwrap_or_else(PoisonError::into_inner);
+        version.as_ref().map(serve::NewVersion::number).ok_or_else(|| over("version"))
+    }
+
     fn load(&self, py: Python<'_>, table: usize, from: &str, rows: Bytes) -> PyResult<()> {
         let (from, rows) = (row_type(from)?, rows.values::<u8>()?);
         py.detach(|| {
@@ -146,11 +152,26 @@ pub(crate) struct QueryLookup {
 
 #[pymethods]
 impl QueryLookup {
+    #[getter]
+    fn version(&self) -> PyResult<u64> {
+        let inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        inner.as_ref().map(serve::Lookup::version).ok_or_else(|| over("query"))
+    }
+
     fn pool_memory(&self, py: Python<'_>, mut out: Bytes) -> PyResult<()> {
         let out = out.values_mut::<f32>()?;
         py.detach(|| {
             let inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
             inner.as_ref().map(|lookup| lookup.pool_memory(out)).transpose()
+        })
+        .map_err(to_python)?
+        .ok_or_else(|| over("query"))
+    }
+
+    fn wait(&self, py: Python<'_>) -> PyResult<()> {
+        py.detach(|| {
+            let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+            inner.as_mut().map(serve::Lookup::wait).transpose()
         })
         .map_err(to_python)?
         .ok_or_else(|| over("query"))

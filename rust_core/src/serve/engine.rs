@@ -87,7 +87,7 @@ pub struct EngineStats {
 pub struct EngineTraffic {
     /// Reads.
     pub reads: u64,
-    /// Bytes of rows that were missing.
+    /// Bytes of the different rows of a query that were missing.
     pub asked_bytes: u64,
     /// Bytes that crossed the bus.
     pub bus_bytes: u64,
@@ -118,6 +118,13 @@ pub(super) struct State {
 
 /// A version that is being loaded.
 pub struct NewVersion(pub(super) Version);
+
+impl NewVersion {
+    /// Its number.
+    pub fn number(&self) -> u64 {
+        self.0.number
+    }
+}
 
 /// Tables in memory and on a device, for many threads.
 pub struct Engine {

@@ -39,6 +39,11 @@ impl RowLayout {
         self.first_byte + blocks * self.block_bytes
     }
 
+    /// Bytes of a row.
+    pub(super) fn row_bytes(&self) -> u64 {
+        self.row_bytes
+    }
+
     /// Where a row begins.
     pub(super) fn offset(&self, row: u64) -> u64 {
         match row.checked_div(self.rows_per_block) {

@@ -63,10 +63,9 @@ impl Lookup {
                 probed.push(state.residency.probe(bags, &overlay, true));
             }
         }
-        let reads = reads_of(&mut probed, &version.layouts, serve.device.is_sub_block);
-        let row_bytes = |probed: &Probed| probed.missing.len() as u64 * serve.tables[probed.table].row_bytes();
+        let (reads, asked_bytes) = reads_of(&mut probed, &version.layouts, serve.device.is_sub_block);
         state.traffic.reads += reads.len() as u64;
-        state.traffic.asked_bytes += probed.iter().map(row_bytes).sum::<u64>();
+        state.traffic.asked_bytes += asked_bytes;
         state.traffic.bus_bytes += reads.iter().map(|read| read.span.nbytes).sum::<u64>();
         *state.in_flight.entry(overlay.number).or_insert(0) += 1;
         drop(state);
@@ -102,6 +101,11 @@ impl Lookup {
         let backend = &engine.backends[device];
         let in_flight = backend.start(Operation::Read, IoBatch { buffer: backend.buffer(nbytes), extents });
         self.started.push_back(Started { in_flight, numbers, places, timed });
+    }
+
+    /// The number of the version that it sees.
+    pub fn version(&self) -> u64 {
+        self.version.number
     }
 
     /// Rows of output of each table.
@@ -168,6 +172,24 @@ impl Lookup {
         RowShape { row_type: of.row_type, dim: of.columns, state_floats: 0 }
     }
 
+    /// Waits for the reads.
+    ///
+    /// # Errors
+    ///
+    /// Those of the device, whose name is with them.
+    pub fn wait(&mut self) -> Result<()> {
+        loop {
+            while let Some(started) = self.started.pop_front() {
+                self.take(started)?;
+            }
+            if self.waiting.is_empty() {
+                return Ok(());
+            }
+            let numbers = self.engine.gate.take(&mut self.waiting, &self.reads, true);
+            self.start(numbers);
+        }
+    }
+
     /// Waits for the reads, and pools the tables on the device, each into its part of `out`.
     ///
     /// # Errors
@@ -175,16 +197,7 @@ impl Lookup {
     /// `Input` if `out` has another length; those of the device, whose name is with them.
     pub fn finish(mut self, out: &mut [f32]) -> Result<()> {
         let places = self.check_output(out)?;
-        loop {
-            while let Some(started) = self.started.pop_front() {
-                self.take(started)?;
-            }
-            if self.waiting.is_empty() {
-                break;
-            }
-            let numbers = self.engine.gate.take(&mut self.waiting, &self.reads, true);
-            self.start(numbers);
-        }
+        self.wait()?;
         for probed in &self.probed {
             let table = probed.table;
             let columns = self.columns(table);

@@ -66,9 +66,24 @@ pub(super) struct Lists {
 }
 
 /// One query, table by table.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Default)]
 pub(super) struct Query {
     pub(super) tables: Vec<Lists>,
+}
+
+impl Clone for Query {
+    fn clone(&self) -> Self {
+        Self { tables: self.tables.clone() }
+    }
+
+    /// Into the memory that is there.
+    fn clone_from(&mut self, other: &Self) {
+        self.tables.resize_with(other.tables.len(), Lists::default);
+        for (lists, other) in self.tables.iter_mut().zip(&other.tables) {
+            lists.rows.clone_from(&other.rows);
+            lists.starts.clone_from(&other.starts);
+        }
+    }
 }
 
 #[derive(Debug)]

@@ -215,19 +215,25 @@ impl Residency {
     }
 }
 
-/// The reads that bring what is missing, each span once.
-pub(super) fn reads_of(probed: &mut [Probed], layouts: &[RowLayout], is_sub_block: bool) -> Vec<Read> {
-    let mut reads = Vec::new();
-    let mut known: HashMap<u64, u32, BuildHasherDefault<MixHasher>> = HashMap::default();
+/// The reads that bring what is missing, each span once, and the bytes of the different rows that are missing.
+pub(super) fn reads_of(probed: &mut [Probed], layouts: &[RowLayout], is_sub_block: bool) -> (Vec<Read>, u64) {
+    let (mut reads, mut asked_bytes) = (Vec::new(), 0);
+    let mut of_row: HashMap<u64, u32, BuildHasherDefault<MixHasher>> = HashMap::default();
+    let mut of_span = of_row.clone();
     for of_table in probed {
-        known.clear();
+        let layout = &layouts[of_table.table];
+        of_row.clear();
+        of_span.clear();
         for missing in &mut of_table.missing {
-            let span = layouts[of_table.table].read(missing.row, is_sub_block);
-            missing.read = *known.entry(span.offset).or_insert_with(|| {
-                reads.push(Read { table: of_table.table as u32, span });
-                reads.len() as u32 - 1
+            missing.read = *of_row.entry(missing.row).or_insert_with(|| {
+                asked_bytes += layout.row_bytes();
+                let span = layout.read(missing.row, is_sub_block);
+                *of_span.entry(span.offset).or_insert_with(|| {
+                    reads.push(Read { table: of_table.table as u32, span });
+                    reads.len() as u32 - 1
+                })
             });
         }
     }
-    reads
+    (reads, asked_bytes)
 }

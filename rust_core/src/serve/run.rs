@@ -184,11 +184,11 @@ impl<'a> Run<'a> {
     }
 
     fn begin(&mut self, number: u64, arrived_ns: u64) {
-        let Simulation { config, queries, layouts, .. } = self.simulation;
+        let Simulation { config, layouts, .. } = self.simulation;
         let slot = self.free_flights.pop();
         let query = slot.map(|slot| std::mem::take(&mut self.flights[slot as usize].query)).unwrap_or_default();
         let mut flight = new_flight(arrived_ns, query);
-        queries.fill(number, &mut flight.query);
+        self.simulation.fill(number, &mut flight.query);
         let mut ps = config.host.query_ns * PS_PER_NS;
         if config.is_mapped {
             flight.pages = pages_of(&config.serve, layouts, &flight.query);
@@ -198,7 +198,9 @@ impl<'a> Run<'a> {
             probe(&config.serve, &mut self.caches.residency, &mut flight);
             let probes = difference(self.caches.residency.counters, before);
             ps += (probes.rows + probes.lists) * config.host.probe_ps;
-            flight.reads = reads_of(&mut flight.probed, layouts, config.serve.device.is_sub_block);
+            let (reads, asked_bytes) = reads_of(&mut flight.probed, layouts, config.serve.device.is_sub_block);
+            flight.reads = reads;
+            self.reads.counters.asked_bytes += asked_bytes;
             ps += if self.is_limited() { flight.reads.len() as u64 * config.host.submit_ps } else { 0 };
         }
         let slot = if let Some(slot) = slot {
@@ -238,9 +240,6 @@ impl<'a> Run<'a> {
         let config = &self.simulation.config;
         let is_limited = self.is_limited();
         let flight = &mut self.flights[slot as usize];
-        let row_bytes = |table: usize| config.serve.tables[table].row_bytes();
-        let missing = flight.probed.iter().map(|probed| probed.missing.len() as u64 * row_bytes(probed.table));
-        self.reads.counters.asked_bytes += missing.sum::<u64>();
         if is_limited {
             flight.reads_left = flight.reads.len() as u32;
             self.reads.add(self.now_ns, slot, &flight.reads);

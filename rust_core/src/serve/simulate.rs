@@ -21,6 +21,9 @@ use crate::stats::LatencyHistogram;
 /// Picoseconds that a parameter may be at most: a second.
 const COST_PS_MAX: u64 = 1_000_000_000_000;
 
+/// Queries that are kept from one run to the next.
+const PREPARED_MAX: u64 = 20_000;
+
 /// Rows that are updated while queries are served.
 #[derive(Debug, Clone, Copy, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -108,12 +111,21 @@ pub struct WarmUpPart {
 /// An engine in virtual time with warm caches, for any number of runs from the same state.
 pub struct Simulation {
     pub(super) config: SimulationConfig,
-    pub(super) queries: Queries,
+    queries: Queries,
     pub(super) layouts: Vec<RowLayout>,
     pub(super) device_bytes: u64,
     pub(super) costs: RowCosts,
     memory: MemoryUse,
     warm: Caches,
+    /// The queries of the last run: those of the next one are mostly the same.
+    prepared: Prepared,
+}
+
+/// Queries from a number on.
+#[derive(Default)]
+struct Prepared {
+    first: u64,
+    queries: Vec<Query>,
 }
 
 /// What a run changes and another one must not see.
@@ -159,7 +171,8 @@ impl Simulation {
         let mapped = config.is_mapped.then(|| MappedPages::new(memory.pooled_bytes + memory.row_cache_bytes));
         let warm = Caches { residency: config.serve.residency(&memory, false)?, mapped: mapped.transpose()? };
         let costs = RowCosts::new(&config.serve, &config.host);
-        let simulation = Self { config, queries, layouts, device_bytes, costs, memory, warm };
+        let simulation =
+            Self { config, queries, layouts, device_bytes, costs, memory, warm, prepared: Prepared::default() };
         simulation.check_ids()?;
         Ok(simulation)
     }
@@ -243,12 +256,31 @@ impl Simulation {
         }
     }
 
+    fn prepare(&mut self, first: u64, count: u64) {
+        if self.prepared.first != first {
+            self.prepared = Prepared { first, queries: Vec::new() };
+        }
+        for number in self.prepared.queries.len() as u64..count {
+            let mut query = Query::default();
+            self.queries.fill(first + number, &mut query);
+            self.prepared.queries.push(query);
+        }
+    }
+
+    /// A query of a run.
+    pub(super) fn fill(&self, number: u64, query: &mut Query) {
+        match self.prepared.queries.get(number.wrapping_sub(self.prepared.first) as usize) {
+            Some(prepared) => query.clone_from(prepared),
+            None => self.queries.fill(number, query),
+        }
+    }
+
     /// Runs a load from the warm state, which it does not change.
     ///
     /// # Errors
     ///
     /// `Config` for a rate that is none or for queries that are not there.
-    pub fn run(&self, load: &Load) -> Result<SimulationReport> {
+    pub fn run(&mut self, load: &Load) -> Result<SimulationReport> {
         let rate = load.queries_per_s;
         if !(rate > 0.0 && rate <= 1e9) || load.queries == 0 {
             return Err(Error::new(
@@ -260,6 +292,7 @@ impl Simulation {
             return Err(Error::new(ErrorKind::Config, "the trace has fewer queries than warm-up and load ask for")
                 .with_context("queries", self.queries.count().unwrap_or(0)));
         }
+        self.prepare(load.first_query, load.queries.min(PREPARED_MAX));
         let mut caches = self.warm.clone();
         caches.residency.counters = CacheCounters::default();
         caches.mapped.iter_mut().for_each(MappedPages::reset_counts);

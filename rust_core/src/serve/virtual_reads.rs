@@ -14,7 +14,7 @@ use crate::rng;
 pub struct ReadCounters {
     /// Reads, second copies not counted.
     pub reads: u64,
-    /// Bytes of rows that were asked for.
+    /// Bytes of the different rows of a query that were missing.
     pub asked_bytes: u64,
     /// Bytes that crossed the bus, those of second copies, too.
     pub bus_bytes: u64,

@@ -1,0 +1,125 @@
+"""A model as `tiermem export` writes it: tables, dense layers, and a file that says what belongs together.
+
+model.json   what the model is, its tables in order, and the checksum of the dense layers
+dense.pt     parameters of the dense layers, as torch saves them
+*.tmtable    the tables
+"""
+
+import dataclasses
+import io
+import json
+import pickle
+import zlib
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+
+from tiermem.checkpoint.manifest import refuse_version
+from tiermem.config import ModelConfig
+from tiermem.errors import ConfigError, CorruptionError
+from tiermem.results import write_bytes
+
+__all__ = ["EXPORT_VERSION", "ExportedModel"]
+
+EXPORT_VERSION = 1
+_DOCUMENT, _DENSE = "model.json", "dense.pt"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class ExportedModel:
+    """A model in a folder."""
+
+    folder: Path
+    step: int
+    """Training steps that it has seen."""
+    experiment_hash: str
+    """SHA-256 of the configuration that it was trained with."""
+    model: ModelConfig
+    batch_size: int
+    """Samples of a training step: a query of as many candidates has the trainer's logits to the bit."""
+    tables: tuple[str, ...]
+    """Files of the tables, in the order of the model's features."""
+    dense_checksum: int = 0
+    """CRC-32 of the dense layers' file."""
+
+    def write(self, dense: Mapping[str, torch.Tensor]) -> None:
+        """Writes the dense layers, and then what belongs together.
+
+        Args:
+            dense: parameters by name, as the trainer's model has them.
+
+        Raises:
+            DeviceError: if a file cannot be written.
+        """
+        serialized = io.BytesIO()
+        torch.save(dict(dense), serialized)
+        contents = serialized.getvalue()
+        write_bytes(self.folder / _DENSE, contents)
+        document = {
+            "format_version": EXPORT_VERSION,
+            "tiermem_version": metadata.version("tiermem"),
+            "step": self.step,
+            "experiment_hash": self.experiment_hash,
+            "model": self.model.model_dump(mode="json"),
+            "batch_size": self.batch_size,
+            "tables": list(self.tables),
+            "dense_checksum": zlib.crc32(contents),
+        }
+        write_bytes(self.folder / _DOCUMENT, (json.dumps(document, indent=2) + "\n").encode())
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """Reads what belongs together.
+
+        Raises:
+            ConfigError: if there is no exported model.
+            CorruptionError: if its document is none; names the file.
+            TiermemError: if another version wrote it; the message says which.
+        """
+        path = folder / _DOCUMENT
+        try:
+            values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ConfigError(
+                f"there is no exported model in {folder} ({path.name}: {error.strerror});"
+                " write one with tiermem export RUN_DIR --out DIR"
+            ) from None
+        except ValueError:
+            raise CorruptionError(f"{path} is not JSON: it was cut short or changed") from None
+        refuse_version(path, values, EXPORT_VERSION, make="export the model")
+        try:
+            return cls(
+                folder=folder,
+                step=values["step"],
+                experiment_hash=values["experiment_hash"],
+                model=ModelConfig.from_mapping(values["model"], where=path.name),
+                batch_size=values["batch_size"],
+                tables=tuple(values["tables"]),
+                dense_checksum=values["dense_checksum"],
+            )
+        except KeyError as error:
+            raise CorruptionError(f"{path} lacks {error}: it was changed") from None
+
+    def dense(self) -> dict[str, torch.Tensor]:
+        """Parameters of the dense layers by name.
+
+        Raises:
+            CorruptionError: if their file has changed.
+        """
+        path = self.folder / _DENSE
+        try:
+            contents = path.read_bytes()
+        except OSError as error:
+            raise ConfigError(f"cannot read {path}: {error.strerror}") from None
+        if zlib.crc32(contents) != self.dense_checksum:
+            raise CorruptionError(
+                f"{path} has changed between offset 0 and offset {max(0, len(contents) - 1)}"
+            )
+        try:
+            loaded: dict[str, torch.Tensor] = torch.load(io.BytesIO(contents), weights_only=True)
+        except (RuntimeError, pickle.UnpicklingError) as error:
+            raise CorruptionError(f"torch {torch.__version__} cannot read {path}: {error}") from None
+        return loaded

@@ -1,0 +1,124 @@
+"""`tiermem loadgen`: the highest load of an engine within a bound on its latency, in virtual time."""
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from tiermem.cli.common import Output, add_output_options, add_override_option
+from tiermem.config import ServeConfig, available
+from tiermem.report import Table
+from tiermem.results import canonical, digest
+
+if TYPE_CHECKING:
+    from tiermem.serve.ablate import Variant
+    from tiermem.serve.simulate import LoadResult, Simulator
+    from tiermem.serve.tables import ServedTable
+
+__all__ = ["add", "served_tables"]
+
+
+def add(verbs: "argparse._SubParsersAction[Any]") -> None:
+    """Adds the verb."""
+    parser = verbs.add_parser(
+        "loadgen",
+        help="drive an engine with open-loop load: the highest rate within a bound on its latency",
+        description=f"Shipped engines: {', '.join(available('serving'))}. docs/serving.md walks through one.",
+        epilog="Example: tiermem loadgen --config users-optane --baselines",
+    )
+    parser.add_argument("--config", required=True, metavar="FILE", help="an engine, or a shipped name")
+    add_override_option(parser, "replace one value, e.g. memory.budget=0.2, load.sla_ms=10.0")
+    parser.add_argument(
+        "--rate", type=float, metavar="N", help="run this many queries a second instead of the highest rate"
+    )
+    parser.add_argument(
+        "--baselines", action="store_true", help="beside a mapped file, and beside all tables in memory"
+    )
+    parser.add_argument("--ablate", action="store_true", help="turn each mechanism off in turn")
+    add_output_options(parser)
+    parser.set_defaults(run=_run)
+
+
+def served_tables(config: ServeConfig) -> "list[ServedTable]":
+    """The tables of an engine: those of its model, or those that it imagines."""
+    from tiermem.serve.tables import imagined_tables  # noqa: PLC0415 (loads numpy)
+
+    if config.model is None:
+        return imagined_tables(config)
+    from pathlib import Path  # noqa: PLC0415
+
+    from tiermem.serve.model import Model  # noqa: PLC0415 (loads torch)
+
+    return Model.load(Path(config.model.path)).tables(config)
+
+
+def _run(options: argparse.Namespace) -> int:
+    config = ServeConfig.load_file(options.config, options.overrides)
+    from tiermem.cli.serve_tables import (  # noqa: PLC0415 (loads the extension)
+        memory_table,
+        variant_document,
+        variants_table,
+    )
+    from tiermem.serve.simulate import Simulator  # noqa: PLC0415 (loads the extension)
+
+    output = Output(options)
+    tables = served_tables(config)
+    simulator = Simulator(config, tables=tables)
+    warm = simulator.warm_up()
+    output.table(memory_table(simulator.memory))
+    output.table(_warm_up_table(warm))
+    if options.rate is not None:
+        return _one_rate(output, config, simulator, options.rate)
+    variants = _variants(options, config, tables, output)
+    title = f"Highest rate with {config.load.quantile} within {config.load.sla_ms:g} ms, in virtual time"
+    note = f"{config.host.threads} threads, {config.device.spec.name} x {config.device.replicas}; emulated."
+    output.table(variants_table(title, variants, note))
+    results = {"variants": [variant_document(variant) for variant in variants]}
+    output.result(f"results digest: {digest(results)}")
+    output.document(
+        {
+            "config": canonical(config.model_dump(mode="json")),
+            "results": canonical(results),
+            "digest": digest(results),
+        }
+    )
+    return 0 if variants[0].result is not None else 1
+
+
+def _variants(
+    options: argparse.Namespace, config: ServeConfig, tables: "list[ServedTable]", output: Output
+) -> "list[Variant]":
+    from tiermem.serve.ablate import ablation, baselines, run_variant  # noqa: PLC0415 (loads the extension)
+
+    found = []
+    for variant in ablation(config, tables) if options.ablate else [run_variant("engine", config, tables)]:
+        output.line(f"{variant.name}: done")
+        found.append(variant)
+    for variant in baselines(config, tables) if options.baselines else []:
+        output.line(f"{variant.name}: done")
+        found.append(variant)
+    return found
+
+
+def _warm_up_table(parts: "list[Any]") -> Table:
+    rows = tuple(
+        (f"{part.queries:,}", f"{part.caches.row_hit_rate:.1%}", f"{part.caches.list_hit_rate:.1%}")
+        for part in parts
+    )
+    return Table("Warm-up from cold caches", ("queries", "rows cached", "lists pooled"), rows)
+
+
+def _one_rate(output: Output, config: ServeConfig, simulator: "Simulator", rate: float) -> int:
+    from tiermem.cli.serve_tables import load_document  # noqa: PLC0415 (loads the extension)
+
+    result: LoadResult = simulator.run(rate)
+    keeps = result.keeps(config.load.quantile, config.load.sla_ms)
+    rows = tuple(
+        (name, f"{result.quantile_ms(name):.3f} ms") for name in ("p50", "p90", "p95", "p99", "p999", "max")
+    )
+    output.table(
+        Table(f"{rate:,g} queries/s", ("latency", ""), rows, "emulated" if not result.gave_up else "gave up")
+    )
+    verdict = "kept" if keeps else "not kept"
+    output.result(f"{config.load.quantile} within {config.load.sla_ms:g} ms: {verdict}")
+    document = load_document(result)
+    output.document({"results": canonical(document), "digest": digest(document), "keeps": keeps})
+    return 0 if keeps else 1

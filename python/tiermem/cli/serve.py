@@ -1,0 +1,99 @@
+"""`tiermem serve`: opens an engine on an exported model, and answers queries of its data with it."""
+
+import argparse
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tiermem.cli.common import Output, add_output_options, add_override_option
+from tiermem.config import ServeConfig
+from tiermem.errors import ConfigError
+from tiermem.report import Table
+from tiermem.units import format_bytes
+
+if TYPE_CHECKING:
+    from tiermem.serve.engine import Engine
+    from tiermem.serve.score import Scored
+
+__all__ = ["add"]
+
+
+def add(verbs: "argparse._SubParsersAction[Any]") -> None:
+    """Adds the verb."""
+    parser = verbs.add_parser(
+        "serve",
+        help="open an engine on an exported model, and check its answers",
+        description="A network service comes later; queries are of the data that the model was trained on.",
+        epilog="Example: tiermem serve --config serving.toml --check runs/mine",
+    )
+    parser.add_argument(
+        "--config", required=True, metavar="FILE", help="an engine with a model, or a shipped name"
+    )
+    add_override_option(parser, 'replace one value, e.g. model.row_type="int8_fp16", memory.budget=0.2')
+    parser.add_argument(
+        "--check",
+        metavar="RUN_DIR",
+        help="the run that the model is of: score its test samples, a query each, beside the trainer's score",
+    )
+    add_output_options(parser)
+    parser.set_defaults(run=_run)
+
+
+def _run(options: argparse.Namespace) -> int:
+    config = ServeConfig.load_file(options.config, options.overrides)
+    if config.model is None:
+        raise ConfigError(
+            "tiermem serve needs a model: set model.path to a folder of tiermem export;"
+            " tables that are imagined are for tiermem loadgen"
+        )
+    from tiermem.serve.engine import Engine  # noqa: PLC0415 (loads torch and the extension)
+
+    output = Output(options)
+    engine = Engine(config)
+    output.table(_tables(engine))
+    scored = None if options.check is None else _checked(output, engine, Path(options.check))
+    from tiermem.cli.serve_tables import memory_table  # noqa: PLC0415 (loads the extension)
+
+    stats = engine.stats()
+    output.table(memory_table(stats.memory))
+    output.result(
+        f"bytes move by {stats.engine}{', past the page cache' if stats.direct else ''};"
+        f" time of the device: {config.clock}"
+        + (f"; {stats.fallback_reason}" if stats.fallback_reason else "")
+    )
+    output.document(
+        {
+            "stats": dataclasses.asdict(stats),
+            "scores": None if scored is None else dataclasses.asdict(scored),
+        }
+    )
+    return 0
+
+
+def _tables(engine: "Engine") -> Table:
+    rows = tuple(
+        (
+            table.name,
+            "user" if table.is_user else "item",
+            table.placement,
+            f"{table.rows:,}",
+            str(table.columns),
+            table.row_type,
+            format_bytes(table.nbytes),
+        )
+        for table in (each.loaded(engine.config) for each in engine.tables)
+    )
+    return Table("Tables", ("table", "side", "placement", "rows", "columns", "row type", "size"), rows)
+
+
+def _checked(output: Output, engine: "Engine", run_directory: Path) -> "Scored":
+    from tiermem.serve.score import score_run  # noqa: PLC0415 (loads torch)
+
+    scored = score_run(engine, run_directory)
+    rows = (
+        ("AUC", f"{scored.auc:.7f}", f"{scored.trainer_auc:.7f}"),
+        ("logloss", f"{scored.logloss:.7f}", f"{scored.trainer_logloss:.7f}"),
+    )
+    note = f"{scored.queries:,} queries, of which {scored.refused} were refused."
+    output.table(Table("Test samples", ("score", "engine", "trainer"), rows, note))
+    return scored

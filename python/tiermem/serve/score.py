@@ -1,0 +1,84 @@
+"""Test samples of a run through an engine, beside the score that the trainer wrote down."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from sklearn.metrics import log_loss, roc_auc_score
+
+from tiermem.checkpoint import find_resume_point
+from tiermem.data import Dataset, load_dataset
+from tiermem.errors import ConfigError
+from tiermem.serve.engine import Engine, Query
+
+__all__ = ["Scored", "queries_of", "score_run"]
+
+_TEST = 2
+_AT_ONCE = 256
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Scored:
+    """Quality on the test part of a run's data."""
+
+    queries: int
+    refused: int
+    auc: float
+    logloss: float
+    trainer_auc: float
+    trainer_logloss: float
+
+
+def queries_of(dataset: Dataset, samples: npt.NDArray[np.int64]) -> list[Query]:
+    """A query of one candidate for each sample."""
+    queries = []
+    for sample in samples:
+        batch = dataset.take(np.array([sample]))
+        sparse = [(torch.from_numpy(ids), torch.from_numpy(offsets)) for ids, offsets in batch.sparse]
+        queries.append(Query(torch.from_numpy(batch.dense), sparse))
+    return queries
+
+
+def score_run(engine: Engine, run_directory: Path) -> Scored:
+    """Scores every test sample as a query of its own.
+
+    Raises:
+        ConfigError: if the run has no test samples or no scores of them.
+    """
+    point = find_resume_point(run_directory, "tiermem serve --check")
+    experiment = point.experiment
+    dataset = load_dataset(experiment.data, experiment.seed)
+    samples = dataset.samples(_TEST)
+    trainer = _trainer_scores(point.run_directory)
+    if len(samples) == 0:
+        raise ConfigError(f'the test part of "{dataset.name}" is empty')
+    probabilities, refused = [], 0
+    for start in range(0, len(samples), _AT_ONCE):
+        for answer in engine.predict(queries_of(dataset, samples[start : start + _AT_ONCE])):
+            refused += answer.logits is None
+            probabilities.append(float(torch.sigmoid(answer.unwrap().double())[0]))
+    labels = dataset.labels[samples]
+    return Scored(
+        queries=len(samples),
+        refused=refused,
+        auc=float(roc_auc_score(labels, probabilities)),
+        logloss=float(log_loss(labels, probabilities, labels=[0.0, 1.0])),
+        trainer_auc=trainer["auc"],
+        trainer_logloss=trainer["logloss"],
+    )
+
+
+def _trainer_scores(run_directory: Path) -> dict[str, float]:
+    """Of the last epoch, which is what was exported."""
+    path = run_directory / "record.json"
+    try:
+        runs = json.loads(path.read_text(encoding="utf-8"))["quality"]["runs"]
+        scores: dict[str, float] = next(iter(runs.values()))["epochs"][-1]["test"]
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}; the run is not at its end") from None
+    except (ValueError, KeyError, IndexError, StopIteration):
+        raise ConfigError(f"{path} has no score of test samples; train with train.evaluate = true") from None
+    return scores
