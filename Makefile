@@ -17,7 +17,7 @@ help:
 	@echo "make test   set up and run every check"
 	@echo "make setup  create .venv with everything that development needs"
 	@echo "make wheel  build the wheel and install it into .venv"
-	@echo "make peers  create .venv-peers with the wheel, PyTorch and FBGEMM, for benches/python/compare_peers.py"
+	@echo "make peers  create .venv-peers with the wheel, PyTorch and FBGEMM, for compare_peers.py and compare_serving.py"
 	@echo "make clean  remove build products (.venv, dist, target)"
 
 # uv shares its cache between environments, so that the 5 GB of PyTorch's default wheel arrive once.

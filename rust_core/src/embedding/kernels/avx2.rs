@@ -3,15 +3,15 @@
 
 use std::arch::x86_64::{
     __m128i, __m256, __m256i, _CMP_UNORD_Q, _MM_FROUND_TO_NEAREST_INT, _MM_FROUND_TO_ZERO, _mm_add_ps, _mm_add_ss,
-    _mm_cvtsi32_si128, _mm_cvtsi64_si128, _mm_cvtss_f32, _mm_loadl_epi64, _mm_loadu_si128, _mm_movehl_ps,
-    _mm_packus_epi16, _mm_packus_epi32, _mm_shuffle_ps, _mm_srli_si128, _mm_storeu_si128, _mm_unpacklo_epi8,
-    _mm256_add_epi32, _mm256_add_ps, _mm256_and_si256, _mm256_blendv_epi8, _mm256_castps_si256, _mm256_castps256_ps128,
-    _mm256_castsi256_ps, _mm256_castsi256_si128, _mm256_cmp_ps, _mm256_cmpeq_epi32, _mm256_cvtepi32_ps,
-    _mm256_cvtepu8_epi32, _mm256_cvtepu16_epi32, _mm256_cvtph_ps, _mm256_cvtps_epi32, _mm256_cvtps_ph,
-    _mm256_cvttps_epi32, _mm256_div_ps, _mm256_extractf128_ps, _mm256_extracti128_si256, _mm256_loadu_ps,
-    _mm256_max_ps, _mm256_min_ps, _mm256_movemask_ps, _mm256_mul_ps, _mm256_mullo_epi32, _mm256_or_si256,
-    _mm256_set1_epi32, _mm256_set1_ps, _mm256_setr_epi32, _mm256_slli_epi32, _mm256_sqrt_ps, _mm256_srl_epi32,
-    _mm256_srli_epi32, _mm256_storeu_ps, _mm256_sub_ps, _mm256_xor_si256,
+    _mm_and_si128, _mm_cvtepu8_epi16, _mm_cvtsi32_si128, _mm_cvtss_f32, _mm_loadl_epi64, _mm_loadu_si128,
+    _mm_movehl_ps, _mm_or_si128, _mm_packus_epi16, _mm_packus_epi32, _mm_set1_epi8, _mm_shuffle_ps, _mm_slli_epi16,
+    _mm_srli_si128, _mm_storeu_si128, _mm256_add_epi32, _mm256_add_ps, _mm256_and_si256, _mm256_blendv_epi8,
+    _mm256_castps_si256, _mm256_castps256_ps128, _mm256_castsi256_ps, _mm256_castsi256_si128, _mm256_cmp_ps,
+    _mm256_cmpeq_epi32, _mm256_cvtepi32_ps, _mm256_cvtepu8_epi32, _mm256_cvtepu16_epi32, _mm256_cvtph_ps,
+    _mm256_cvtps_epi32, _mm256_cvtps_ph, _mm256_cvttps_epi32, _mm256_div_ps, _mm256_extractf128_ps,
+    _mm256_extracti128_si256, _mm256_loadu_ps, _mm256_max_ps, _mm256_min_ps, _mm256_movemask_ps, _mm256_mul_ps,
+    _mm256_mullo_epi32, _mm256_or_si256, _mm256_set1_epi32, _mm256_set1_ps, _mm256_setr_epi32, _mm256_slli_epi32,
+    _mm256_sqrt_ps, _mm256_srl_epi32, _mm256_srli_epi32, _mm256_storeu_ps, _mm256_sub_ps, _mm256_xor_si256,
 };
 
 use super::{Kernel, LANES, LINE_BYTES, Simd, prefetch};
@@ -80,14 +80,17 @@ fn put(halves: [__m128i; 2], to: &mut [u8; 32]) {
     }
 }
 
-/// Codes of 4 bits as bytes, in their order.
+/// Codes of 4 bits as bytes, in their order: each byte in 16 bits, its upper half moved into their upper byte.
 #[inline(always)]
 fn sixteen_codes(packed: [u8; 8]) -> __m128i {
-    const LOW: u64 = 0x0f0f_0f0f_0f0f_0f0f;
-    let packed = u64::from_le_bytes(packed);
-    let low = op!(_mm_cvtsi64_si128((packed & LOW) as i64));
-    let high = op!(_mm_cvtsi64_si128((packed >> 4 & LOW) as i64));
-    op!(_mm_unpacklo_epi8(low, high))
+    let wide = {
+        let bytes = op!(_mm_loadl_epi64(packed.as_ptr().cast()));
+        op!(_mm_cvtepu8_epi16(bytes))
+    };
+    let moved = op!(_mm_slli_epi16::<4>(wide));
+    let both = op!(_mm_or_si128(wide, moved));
+    let low_halves = op!(_mm_set1_epi8(0x0f));
+    op!(_mm_and_si128(both, low_halves))
 }
 
 impl Simd for Avx2 {
