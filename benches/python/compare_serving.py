@@ -5,7 +5,7 @@
 
 Both sides have the same codes, scales and biases, and outputs are compared before anything is timed. tiermem:
 a whole query of an engine with all tables in memory, ids checked. FBGEMM: its module with bounds checks
-(WARNING, its default), and the same without any. Repetitions of all sides alternate; ratios are of neighbours.
+(WARNING, its default), and the same without any. Repetitions alternate; ratios are of neighbours.
 """
 
 import argparse

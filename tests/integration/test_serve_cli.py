@@ -142,10 +142,31 @@ def test_tuning_writes_what_it_found(
     assert main(["tune", "--config", str(config), "--out", str(config)]) == 2
 
 
+def test_tables_change_under_load_without_a_wrong_answer(
+    served: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, config = served
+    other = tmp_path / "other"
+    again = ["--set", "seed=4", "--out", str(other), "--quiet"]
+    assert main(["train", "--config", str(config.parent / "experiment.toml"), *again]) == 0
+    assert main(["export", str(other), "--quiet"]) == 0
+    arguments = ["serve", "--config", str(config), "--check", str(run), "--drive", "400", "--seconds", "1.5"]
+    settings = ["--set", "versions=2", "--set", "memory.budget=900000", "--set", "host.threads=2"]
+    found = document(capsys, [*arguments, "--refresh", str(other / "export"), *settings])["driven"]
+    assert found["queries"] == 600
+    assert found["wrong"] == found["refused"] == 0
+    assert len(found["states"]) == 4
+    assert sum(found["states"]) == 600
+    assert min(found["states"][0], found["states"][2]) > 0, "answers of both versions were asked for"
+    assert list(found["changes_s"]) == ["updating rows", "refreshing all tables", "rolling back"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "what"),
     [
         (["serve", "--config", "users-optane"], "needs a model"),
+        (["serve", "--config", "users-optane", "--drive", "5"], "--check"),
+        (["serve", "--config", "users-optane", "--refresh", "x"], "--drive"),
         (["loadgen", "--config", "users-optan"], "users-optane"),
         (["loadgen", "--config", "users-optane", "--set", "memory.budget=0.001"], "needed_bytes"),
         (["loadgen", "--config", "users-optane", "--set", "device.hedge_after=1ms"], "replicas"),

@@ -12,6 +12,7 @@ from tiermem.report import Table
 from tiermem.units import format_bytes
 
 if TYPE_CHECKING:
+    from tiermem.serve.drive import Driven
     from tiermem.serve.engine import Engine
     from tiermem.serve.score import Scored
 
@@ -35,12 +36,32 @@ def add(verbs: "argparse._SubParsersAction[Any]") -> None:
         metavar="RUN_DIR",
         help="the run that the model is of: score its test samples, a query each, beside the trainer's score",
     )
+    parser.add_argument(
+        "--drive",
+        type=float,
+        metavar="N",
+        help="with --check: send N of its queries a second, and compare every answer with torch's",
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=5.0, metavar="S", help="length of --drive (default: 5)"
+    )
+    parser.add_argument(
+        "--refresh",
+        metavar="DIR",
+        help="with --drive: meanwhile update rows, go over to this export, and roll back",
+    )
     add_output_options(parser)
     parser.set_defaults(run=_run)
 
 
 def _run(options: argparse.Namespace) -> int:
     config = ServeConfig.load_file(options.config, options.overrides)
+    if options.drive is not None and (options.check is None or options.drive <= 0 or options.seconds <= 0):
+        raise ConfigError(
+            "--drive and --seconds are more than 0, and --check names the run whose queries are sent"
+        )
+    if options.refresh is not None and options.drive is None:
+        raise ConfigError("--refresh is for an engine under load; give --drive, too")
     if config.model is None:
         raise ConfigError(
             "tiermem serve needs a model: set model.path to a folder of tiermem export;"
@@ -52,6 +73,7 @@ def _run(options: argparse.Namespace) -> int:
     engine = Engine(config)
     output.table(_tables(engine))
     scored = None if options.check is None else _checked(output, engine, Path(options.check))
+    driven = None if options.drive is None else _driven(output, engine, options)
     from tiermem.cli.serve_tables import memory_table  # noqa: PLC0415 (loads the extension)
 
     stats = engine.stats()
@@ -65,9 +87,10 @@ def _run(options: argparse.Namespace) -> int:
         {
             "stats": dataclasses.asdict(stats),
             "scores": None if scored is None else dataclasses.asdict(scored),
+            "driven": None if driven is None else _driven_document(driven),
         }
     )
-    return 0
+    return 1 if driven is not None and driven.wrong else 0
 
 
 def _tables(engine: "Engine") -> Table:
@@ -97,3 +120,42 @@ def _checked(output: Output, engine: "Engine", run_directory: Path) -> "Scored":
     note = f"{scored.queries:,} queries, of which {scored.refused} were refused."
     output.table(Table("Test samples", ("score", "engine", "trainer"), rows, note))
     return scored
+
+
+def _driven(output: Output, engine: "Engine", options: argparse.Namespace) -> "Driven":
+    from tiermem.serve.score import drive_run  # noqa: PLC0415 (loads torch)
+
+    driven = drive_run(
+        engine,
+        Path(options.check),
+        queries_per_s=options.drive,
+        seconds=options.seconds,
+        refresh=None if options.refresh is None else Path(options.refresh),
+    )
+    rows = (
+        ("queries", f"{driven.queries:,}"),
+        ("answers of no state of the tables", str(driven.wrong)),
+        ("refused", str(driven.refused)),
+        ("p50", f"{driven.quantile_ms(0.5):.2f} ms"),
+        ("p99", f"{driven.quantile_ms(0.99):.2f} ms"),
+        *((f"{name}, took", f"{seconds * 1e3:.1f} ms") for name, seconds in driven.changes),
+    )
+    note = "Wall time of this host, Python threads included. Answers by state: " + ", ".join(
+        f"{count:,}" for count in driven.states
+    )
+    output.table(Table(f"{driven.queries_per_s:,g} queries/s in wall time", ("", ""), rows, note))
+    return driven
+
+
+def _driven_document(driven: "Driven") -> dict[str, Any]:
+    return {
+        "queries_per_s": driven.queries_per_s,
+        "queries": driven.queries,
+        "refused": driven.refused,
+        "wrong": driven.wrong,
+        "states": list(driven.states),
+        "elapsed_s": driven.elapsed_s,
+        "p50_ms": driven.quantile_ms(0.5),
+        "p99_ms": driven.quantile_ms(0.99),
+        "changes_s": dict(driven.changes),
+    }

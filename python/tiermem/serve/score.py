@@ -1,4 +1,4 @@
-"""Test samples of a run through an engine, beside the score that the trainer wrote down."""
+"""Test samples of a run through an engine: their score beside the trainer's, and as a load."""
 
 import dataclasses
 import json
@@ -12,12 +12,17 @@ from sklearn.metrics import log_loss, roc_auc_score
 from tiermem.checkpoint import find_resume_point
 from tiermem.data import Dataset, load_dataset
 from tiermem.errors import ConfigError
+from tiermem.serve.drive import Change, Driven, drive
 from tiermem.serve.engine import Engine, Query
+from tiermem.serve.model import Model
+from tiermem.serve.plain import PlainModel
 
-__all__ = ["Scored", "queries_of", "score_run"]
+__all__ = ["Scored", "drive_run", "queries_of", "score_run"]
 
 _TEST = 2
 _AT_ONCE = 256
+_DRIVEN_QUERIES = 2_000
+_UPDATED_ROWS = 16
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,6 +74,48 @@ def score_run(engine: Engine, run_directory: Path) -> Scored:
         trainer_auc=trainer["auc"],
         trainer_logloss=trainer["logloss"],
     )
+
+
+def drive_run(
+    engine: Engine, run_directory: Path, *, queries_per_s: float, seconds: float, refresh: Path | None
+) -> Driven:
+    """Sends test samples of a run as queries in real time, and checks every answer.
+
+    With `refresh`, rows are updated meanwhile, the engine goes over to that export, and rolls back.
+
+    Raises:
+        ConfigError: if the engine stores rows in another type than they were exported in, or has no versions.
+    """
+    config = engine.config
+    if config.model is None or config.model.row_type is not None:
+        raise ConfigError("answers are checked against the exported rows; leave model.row_type out")
+    experiment = find_resume_point(run_directory, "tiermem serve --check").experiment
+    dataset = load_dataset(experiment.data, experiment.seed)
+    queries = queries_of(dataset, dataset.samples(_TEST)[:_DRIVEN_QUERIES])
+    before = PlainModel(Model.load(Path(config.model.path)))
+    changes = [] if refresh is None else _changes(engine, before, refresh)
+    return drive(
+        engine,
+        queries,
+        before,
+        queries_per_s=queries_per_s,
+        seconds=seconds,
+        threads=config.host.threads,
+        changes=changes,
+        seed=config.seed,
+    )
+
+
+def _changes(engine: Engine, before: PlainModel, refresh: Path) -> list[Change]:
+    table = engine.tables[0]
+    ids = torch.arange(min(table.ids, _UPDATED_ROWS))
+    rows = torch.zeros(len(ids), engine.columns)
+    updated = before.with_rows(0, ids, rows)
+    return [
+        Change("updating rows", lambda: engine.update_rows(table.name, ids, rows), updated),
+        Change("refreshing all tables", lambda: engine.refresh(refresh), PlainModel(Model.load(refresh))),
+        Change("rolling back", engine.roll_back, updated),
+    ]
 
 
 def _trainer_scores(run_directory: Path) -> dict[str, float]:
