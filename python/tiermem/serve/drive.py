@@ -1,4 +1,4 @@
-"""Open-loop load on an engine in wall time, with changes of its tables meanwhile, and every answer checked."""
+"""Open-loop load on an engine in wall time while its tables change, and every answer checked."""
 
 import dataclasses
 import threading
