@@ -123,6 +123,11 @@ def test_updates_refreshes_and_rollbacks(model: Path, tmp_path: Path) -> None:
     engine.roll_back()
     check(tables, 1)
     assert dense.dense_inputs == INPUTS
+    for _ in range(3):
+        engine.refresh(other, warm=False)
+        check(weights(2), 2)
+        engine.roll_back(warm=False)
+        check(tables, 1)
 
 
 @pytest.mark.parametrize(

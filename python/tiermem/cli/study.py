@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tiermem.cli.common import Output, add_output_options, add_override_option, refuse_unwritable
+from tiermem.cli.study_sdm import add_sdm
 from tiermem.config import Experiment
 from tiermem.config.study import NodeStudyConfig
 from tiermem.errors import ConfigError
@@ -26,6 +27,7 @@ def add(verbs: "argparse._SubParsersAction[Any]") -> None:
     parser = verbs.add_parser("study", help="published systems, asked again in virtual time")
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     _add_mtrains(actions)
+    add_sdm(actions)
 
 
 def _add_mtrains(actions: "argparse._SubParsersAction[Any]") -> None:

@@ -12,6 +12,7 @@ __all__ = [
     "nodes_against_scale",
     "placement_map",
     "planned_miss_ratios",
+    "power_ratios",
     "predicted_and_measured",
     "throughput_against_memory",
     "tier_roofline",
@@ -189,4 +190,35 @@ def nodes_against_scale(series: Mapping[str, Points], *, title: str, ink: str) -
     axes.set_yscale("log")
     axes.set_title(title, fontsize="medium", color=ink)
     label_axes(axes, "scale of the tables", "fewest nodes at the target throughput", ink=ink)
+    return figure
+
+
+def power_ratios(
+    ratios: Mapping[str, Mapping[str, float]], band: tuple[float, float], *, title: str, ink: str
+) -> "Figure":
+    """Power of a fleet over what it is compared with, by scenario and device, as bars.
+
+    Args:
+        ratios: ratio by device, by scenario; a device that cannot is left out.
+        band: ratios that the original reports.
+        title: of the plot.
+        ink: colour of text and axes.
+    """
+    figure, (axes,) = new_figure(ink=ink)
+    devices = list(dict.fromkeys(device for each in ratios.values() for device in each))
+    width = 0.8 / max(1, len(devices))
+    for number, device in enumerate(devices):
+        places = [(at, each[device]) for at, each in enumerate(ratios.values()) if device in each]
+        axes.bar(
+            [at + (number - (len(devices) - 1) / 2) * width for at, _ in places],
+            [ratio for _, ratio in places],
+            width=width * 0.9,
+            label=device,
+            color=COLOURS[number % len(COLOURS)],
+        )
+    axes.axhspan(*band, color=ink, alpha=0.12, label="the original's range")
+    axes.axhline(1.0, color=ink, linewidth=0.8)
+    axes.set_xticks(range(len(ratios)), list(ratios))
+    axes.set_title(title, fontsize="medium", color=ink)
+    label_axes(axes, "", "power, with over without", ink=ink)
     return figure

@@ -4,8 +4,8 @@ import dataclasses
 from collections.abc import Callable, Iterator
 
 from tiermem.config import ServeConfig
-from tiermem.errors import TiermemError
-from tiermem.serve.simulate import Baseline, LoadResult, MemoryUse, Simulator
+from tiermem.errors import CapacityError
+from tiermem.serve.simulate import Baseline, LoadResult, MemoryUse, NoRateError, Simulator
 from tiermem.serve.tables import ServedTable
 
 __all__ = ["UNLIMITED_READS", "Variant", "ablation", "baselines", "run_variant"]
@@ -38,7 +38,7 @@ def run_variant(
         simulator = Simulator(config, tables=tables, baseline=baseline)
         simulator.warm_up()
         return Variant(name=name, result=simulator.highest_rate(), memory=simulator.memory)
-    except TiermemError as error:
+    except (NoRateError, CapacityError) as error:
         return Variant(name=name, result=None, memory=None, problem=str(error))
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
     from tiermem.models import DenseParts
 
 __all__ = ["Answer", "Engine", "EngineStats", "Query"]
-
-_VERSIONS_KEPT = 2
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -139,6 +138,8 @@ class Engine:
         """Samples of a training step: a query of as many candidates has the trainer's logits to the bit."""
         self._shape = _shape(model)
         self._dense: dict[int, DenseParts] = {}
+        self._served = 0
+        self._changing = threading.Lock()
         core = {
             "serve": core_config(config, self.tables),
             "backend": config.device.backend.model_dump(mode="json"),
@@ -152,15 +153,16 @@ class Engine:
 
     def _serve(self, model: Model, *, warm: bool) -> int:
         version = self._core.new_version()
+        # The version before the served one is gone, and so are the queries that it had.
+        self._dense = {number: parts for number, parts in self._dense.items() if number == self._served}
         for table in range(len(self.tables)):
             row_type = model.row_type(table)
             for rows in model.rows(table, self._core.rows_per_load(table)):
                 version.load(table, row_type, rows)
         # Queries may see the version as soon as it is committed.
         self._dense[version.number] = model.dense
-        for number in sorted(self._dense)[: -_VERSIONS_KEPT - 1]:
-            del self._dense[number]
-        return version.commit(warm)
+        self._served = version.commit(warm)
+        return self._served
 
     def refresh(self, folder: str | os.PathLike[str], *, warm: bool = True) -> int:
         """Serves another export of the same model from now on; queries under way end with the one before.
@@ -182,7 +184,8 @@ class Engine:
                 f"{os.fspath(folder)} has other tables, row types or layers than the model that is served;"
                 " open another engine for it"
             )
-        return self._serve(model, warm=warm)
+        with self._changing:
+            return self._serve(model, warm=warm)
 
     def roll_back(self, *, warm: bool = True) -> int:
         """Serves the version before again, at once; its number.
@@ -190,7 +193,9 @@ class Engine:
         Raises:
             ConfigError: if there is none.
         """
-        return self._core.roll_back(warm)
+        with self._changing:
+            self._served = self._core.roll_back(warm)
+            return self._served
 
     def update_rows(self, table: str, ids: torch.Tensor, rows: torch.Tensor) -> None:
         """Updates rows: every query that begins after this returned sees all of them, none before does.

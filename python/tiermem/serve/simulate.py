@@ -12,7 +12,16 @@ from tiermem.perf import serving_costs
 from tiermem.serve.tables import ServedTable, core_config, imagined_tables
 from tiermem.stats import DeviceStats, LatencyStats
 
-__all__ = ["Baseline", "CacheCounts", "LoadResult", "MemoryUse", "ReadCounts", "Simulator", "WarmUpPart"]
+__all__ = [
+    "Baseline",
+    "CacheCounts",
+    "LoadResult",
+    "MemoryUse",
+    "NoRateError",
+    "ReadCounts",
+    "Simulator",
+    "WarmUpPart",
+]
 
 _GIVE_UP_SLAS = 50
 """A query that takes so many times the bound ends a run: the load is too high."""
@@ -27,6 +36,10 @@ _PS_PER_NS = 1000
 
 Baseline = str
 """`mapped`: tables in a mapped file, pages cached by the kernel; `memory`: all tables in memory."""
+
+
+class NoRateError(ConfigError):
+    """No rate keeps the bound on the latency."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -275,13 +288,13 @@ class Simulator:
         """The run at the highest rate that keeps the bound, to within `load.rate_tolerance`.
 
         Raises:
-            ConfigError: if no rate does; the message has the latency of an idle engine.
+            NoRateError: if no rate does; the message has the latency of an idle engine.
         """
         load = self.config.load
         probe = self.run(1.0, queries=min(_PROBE_QUERIES, load.measured_queries))
         if not probe.keeps(load.quantile, load.sla_ms):
             found = probe.quantile_ms(load.quantile)
-            raise ConfigError(
+            raise NoRateError(
                 f"no load keeps {load.quantile} within {load.sla_ms:g} ms: an idle engine needs"
                 f" {found:.3g} ms; allow more, or use a faster device"
             )

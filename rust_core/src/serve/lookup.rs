@@ -60,7 +60,7 @@ impl Lookup {
         for (table, bags) in bags.iter().enumerate() {
             if serve.is_on_device(table) {
                 let bags = TableBags { table, rows: &bags.rows, starts: &bags.starts };
-                probed.push(state.residency.probe(bags, &overlay, true));
+                probed.push(state.residency.probe(bags, &overlay));
             }
         }
         let (reads, asked_bytes) = reads_of(&mut probed, &version.layouts, serve.device.is_sub_block);

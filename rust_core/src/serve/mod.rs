@@ -30,6 +30,6 @@ pub use limits::ReadLimits;
 pub use lookup::Lookup;
 pub use pooled_cache::SameList;
 pub use queries::{ListLaw, QueryConfig};
-pub use residency::{CacheConfig, CacheCounters, Placement};
+pub use residency::{CacheCounters, Placement};
 pub use simulate::{Load, Simulation, SimulationConfig, SimulationReport, WarmUpPart, WriteLoad};
 pub use virtual_reads::ReadCounters;

@@ -26,22 +26,17 @@ pub enum Placement {
     Uncached,
 }
 
-/// The caches of an engine.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct CacheConfig {
-    /// Memory of cached rows, their metadata included.
-    pub row_bytes: u64,
-    /// Rows up to this long go to the layout for small rows.
-    pub dense_row_bytes_max: usize,
-    /// Who leaves among the large rows.
-    pub policy: PolicyKind,
-    /// Memory of pooled results, their lists included. 0: none are kept.
-    pub pooled_bytes: u64,
-    /// Lists shorter than this are not worth a place.
-    pub pooled_ids_min: usize,
-    /// Which lists are the same.
-    pub pooled_match: SameList,
+/// The memory of the caches.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct CacheConfig {
+    /// Of cached rows, their metadata included.
+    pub(super) row_bytes: u64,
+    pub(super) dense_row_bytes_max: usize,
+    pub(super) policy: PolicyKind,
+    /// Of pooled results, their lists included. 0: none are kept.
+    pub(super) pooled_bytes: u64,
+    pub(super) pooled_ids_min: usize,
+    pub(super) pooled_match: SameList,
 }
 
 /// A table as the caches see it.
@@ -152,16 +147,15 @@ impl Residency {
         Ok(Self { tables, rows, pooled, pooled_ids_min, keeps_rows, counters: CacheCounters::default() })
     }
 
-    /// Looks for the bags of a table on the device. Rows that were updated and not yet written are in `overlay`. Of a version that is
-    /// no longer the served one nothing is cached: `is_served` is false then.
-    pub(super) fn probe(&mut self, bags: TableBags<'_>, overlay: &Overlay, is_served: bool) -> Probed {
+    /// Looks for the bags of a table on the device. Rows that were updated and not yet written are in `overlay`.
+    pub(super) fn probe(&mut self, bags: TableBags<'_>, overlay: &Overlay) -> Probed {
         let ServedTable { columns, row_bytes, .. } = self.tables[bags.table];
         let row_bytes = if self.keeps_rows { row_bytes as usize } else { 0 };
         let updated = overlay.of(bags.table);
         let mut probed = Probed { table: bags.table, ..Probed::default() };
         for bag in 0..bags.starts.len() {
             let rows = bags.bag(bag);
-            if is_served && rows.len() >= self.pooled_ids_min && updated.is_none() {
+            if rows.len() >= self.pooled_ids_min && updated.is_none() {
                 self.counters.lists += 1;
                 if let Some(pooled) = self.pooled.get(bags.table, rows) {
                     self.counters.list_hits += 1;
@@ -184,7 +178,7 @@ impl Residency {
                     if let Some(place) = place {
                         place.copy_from_slice(&new.stored);
                     }
-                } else if is_served && self.rows.get(RowKey::new(bags.table, row), place) {
+                } else if self.rows.get(RowKey::new(bags.table, row), place) {
                     self.counters.row_hits += 1;
                 } else {
                     probed.missing.push(Missing { position: probed.rows, row, read: 0 });

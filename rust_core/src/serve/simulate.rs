@@ -327,7 +327,7 @@ pub(super) fn probe(config: &ServeConfig, residency: &mut Residency, flight: &mu
     for (table, lists) in flight.query.tables.iter().enumerate() {
         if config.tables[table].placement != Placement::Fixed {
             let bags = TableBags { table, rows: &lists.rows, starts: &lists.starts };
-            flight.probed.push(residency.probe(bags, &nothing, true));
+            flight.probed.push(residency.probe(bags, &nothing));
         }
     }
 }

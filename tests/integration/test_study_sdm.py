@@ -1,0 +1,132 @@
+"""`tiermem study sdm` at small size: a digest for every host, ratios that follow from its figures, a page."""
+
+import json
+import re
+from typing import Any
+
+import pytest
+from tiermem.cli.main import main
+from tiermem.results import digest
+
+DIGEST = "73d61b9734ccc4e6"
+ENGINE = """
+[[tables]]
+name = "user"
+count = 3
+rows = 50_000
+columns = 96
+side = "user"
+ids_per_list = 20
+exponent = 1.05
+
+[[tables]]
+name = "item"
+rows = 2_000
+columns = 32
+side = "item"
+ids_per_list = 2
+exponent = 0.9
+
+[dense]
+dim = 16
+dense_layers = [16]
+over_layers = [16]
+
+[device]
+spec = "optane-p5800x"
+reads_max = 64
+
+[memory]
+budget = 0.1
+
+[load]
+sla_ms = 4.0
+warm_up_queries = 1_500
+measured_queries = 400
+rate_tolerance = 0.2
+
+[load.queries]
+users = 5_000
+candidates = 8
+"""
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], str]:
+    """Results and page of a small study."""
+    folder = tmp_path_factory.mktemp("sdm")
+    (folder / "engine.toml").write_text(ENGINE)
+    settings = [
+        f'engine="{folder / "engine.toml"}"', 'devices=["nand-pm9a3", "cxl-asic"]', "sweep.budgets=[0.5]",
+        "sweep.exponents=[1.3]", "sweep.sla_ms=[0.001]", "sweep.dense_work=[10.0]",
+        "accelerated.queries_per_s_max=20000.0",
+    ]  # fmt: skip
+    options = [option for setting in settings for option in ("--set", setting)]
+    out = ["--out", str(folder / "page.html"), "--json", str(folder / "study.json"), "--quiet"]
+    assert main(["study", "sdm", *options, *out]) == 0
+    return json.loads((folder / "study.json").read_text()), (folder / "page.html").read_text()
+
+
+def test_the_digest_is_the_same_on_every_host(made: tuple[dict[str, Any], str]) -> None:
+    results = made[0]["results"]
+    assert digest([results["scenarios"], results["sensitivities"]]) == DIGEST
+
+
+def test_ratios_follow_from_rates_and_watts(made: tuple[dict[str, Any], str]) -> None:
+    results = made[0]["results"]
+    study, scenarios = results["study"], results["scenarios"]
+    assert [(each["name"], each["device"]) for each in scenarios] == [
+        (name, device)
+        for device in ("nand-pm9a3", "cxl-asic")
+        for name in ("small host", "scale-out", "co-location")
+    ]
+    usable, model = study["shared"]["dram_bytes"] * study["usable_share"], study["model_bytes"]
+    for each in scenarios:
+        base, other, ratio = each["base"], each["other"], each["power_ratio"]
+        if each["name"] == "co-location":
+            before = min(usable / model, 1 / study["co_location"]["load_share"])
+            load_share = study["co_location"]["load_share"] * base["queries_per_s"] / other["queries_per_s"]
+            after = min(usable / (results["engine"]["memory"]["budget"] * model), 1 / load_share)
+            expected = other["watts"] / after / (base["watts"] / before)
+        else:
+            expected = (other["watts"] / other["queries_per_s"]) / (base["watts"] / base["queries_per_s"])
+        assert ratio == pytest.approx(expected, rel=1e-3)
+        assert 0 < other["device_watts"] < other["watts"]
+    dram_watts = study["small"]["dram_bytes"] / 2**30 * study["dram_watts_per_gib"]
+    small = scenarios[0]["other"]
+    assert small["watts"] == pytest.approx(
+        study["small"]["watts"] + dram_watts + small["device_watts"], rel=1e-4
+    )
+    capped = [each["base"]["queries_per_s"] for each in scenarios if each["name"] == "scale-out"]
+    assert capped == [20_000, 20_000]
+
+
+def test_what_is_varied(made: tuple[dict[str, Any], str]) -> None:
+    found = {each["what"]: dict(each["ratios"]) for each in made[0]["results"]["sensitivities"]}
+    assert set(found) == {"DRAM, share of the rows", "skew of user rows", "dense work, times", "bound, ms"}
+    assert set(found["bound, ms"].values()) == {None}, "no host keeps a microsecond"
+
+
+def test_the_page_is_whole(made: tuple[dict[str, Any], str]) -> None:
+    page = made[1]
+    assert "29%" in page
+    for heading in ("Power in three scenarios", "What the answer hangs on", "What is assumed", "<svg"):
+        assert heading in page
+    assert not re.search(r"(src|href)=\"?https?://", page), "opens without network"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "what"),
+    [
+        (["--set", "small.wats=1"], "watts"),
+        (["--set", "large.threads=0"], "large.threads"),
+        (["--set", "remote.queries_per_s_max=5.0"], "remote.queries_per_s_max has no source"),
+        (["--set", 'engine="nothing"'], "nothing"),
+        (["--set", 'devices=["nothing"]'], "nothing"),
+    ],
+)
+def test_wrong_studies_are_refused(
+    arguments: list[str], what: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["study", "sdm", *arguments]) == 2
+    assert what in capsys.readouterr().err
