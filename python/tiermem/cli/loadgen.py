@@ -1,16 +1,18 @@
 """`tiermem loadgen`: the highest load of an engine within a bound on its latency, in virtual time."""
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tiermem.cli.common import Output, add_output_options, add_override_option
 from tiermem.config import ServeConfig, available
 from tiermem.report import Table
 from tiermem.results import canonical, digest
+from tiermem.units import format_bytes, format_duration
 
 if TYPE_CHECKING:
     from tiermem.serve.ablate import Variant
-    from tiermem.serve.simulate import LoadResult, Simulator
+    from tiermem.serve.simulate import LoadResult, Simulator, WarmUpPart
     from tiermem.serve.tables import ServedTable
 
 __all__ = ["add", "served_tables"]
@@ -43,8 +45,6 @@ def served_tables(config: ServeConfig) -> "list[ServedTable]":
 
     if config.model is None:
         return imagined_tables(config)
-    from pathlib import Path  # noqa: PLC0415
-
     from tiermem.serve.model import Model  # noqa: PLC0415 (loads torch)
 
     return Model.load(Path(config.model.path)).tables(config)
@@ -72,6 +72,8 @@ def _run(options: argparse.Namespace) -> int:
     note = f"{config.host.threads} threads, {config.device.spec.name} x {config.device.replicas}; emulated."
     output.table(variants_table(title, variants, note))
     results = {"variants": [variant_document(variant) for variant in variants]}
+    if variants[0].result is not None:
+        _say_refresh(output, config, tables, warm, variants[0].result.queries_per_s)
     output.result(f"results digest: {digest(results)}")
     output.document(
         {
@@ -96,6 +98,31 @@ def _variants(
         output.line(f"{variant.name}: done")
         found.append(variant)
     return found
+
+
+def _say_refresh(
+    output: Output,
+    config: ServeConfig,
+    tables: "list[ServedTable]",
+    warm_up: "list[WarmUpPart]",
+    queries_per_s: float,
+) -> None:
+    """How often the tables can be refreshed, and what that costs."""
+    from tiermem.serve.refresh import LIFE_YEARS, refresh_plan  # noqa: PLC0415 (loads the extension)
+
+    loaded = [table.loaded(config) for table in tables]
+    nbytes = sum(table.nbytes for table in loaded if table.placement != "fixed")
+    plan = refresh_plan(config.device.effective_spec(), nbytes, warm_up, queries_per_s)
+    limit = (
+        f"at the least every {format_duration(plan.least_interval_s * 1e9)} for a life of {LIFE_YEARS} years"
+        if plan.least_interval_s
+        else "as often as one likes: the device has no limit of writes"
+    )
+    output.result(
+        f"refreshing the {format_bytes(nbytes)} on the device: {limit}; caches are warm"
+        f" {format_duration(plan.warm_up_s * 1e9)} later; staggered evenly at that,"
+        f" {plan.warming_share:.2%} of the hosts are warming"
+    )
 
 
 def _warm_up_table(parts: "list[Any]") -> Table:

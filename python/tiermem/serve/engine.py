@@ -138,7 +138,6 @@ class Engine:
         """Samples of a training step: a query of as many candidates has the trainer's logits to the bit."""
         self._shape = _shape(model)
         self._dense: dict[int, DenseParts] = {}
-        self._served = 0
         self._changing = threading.Lock()
         core = {
             "serve": core_config(config, self.tables),
@@ -154,15 +153,15 @@ class Engine:
     def _serve(self, model: Model, *, warm: bool) -> int:
         version = self._core.new_version()
         # The version before the served one is gone, and so are the queries that it had.
-        self._dense = {number: parts for number, parts in self._dense.items() if number == self._served}
+        served = self.stats().version
+        self._dense = {number: parts for number, parts in self._dense.items() if number == served}
         for table in range(len(self.tables)):
             row_type = model.row_type(table)
             for rows in model.rows(table, self._core.rows_per_load(table)):
                 version.load(table, row_type, rows)
         # Queries may see the version as soon as it is committed.
         self._dense[version.number] = model.dense
-        self._served = version.commit(warm)
-        return self._served
+        return version.commit(warm)
 
     def refresh(self, folder: str | os.PathLike[str], *, warm: bool = True) -> int:
         """Serves another export of the same model from now on; queries under way end with the one before.
@@ -194,8 +193,7 @@ class Engine:
             ConfigError: if there is none.
         """
         with self._changing:
-            self._served = self._core.roll_back(warm)
-            return self._served
+            return self._core.roll_back(warm)
 
     def update_rows(self, table: str, ids: torch.Tensor, rows: torch.Tensor) -> None:
         """Updates rows: every query that begins after this returned sees all of them, none before does.
