@@ -109,6 +109,19 @@ def test_an_exported_model_scores_as_the_trainer_did(
     assert 0 < abs(narrow["scores"]["logloss"] - scores["logloss"]) < 1e-3
 
 
+def test_a_pruned_export_is_smaller_and_serves(
+    served: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, config = served
+    pruned = tmp_path / "pruned"
+    found = document(capsys, ["export", str(run), "--out", str(pruned), "--prune-below", "0.02"])
+    assert 0 < found["tables"][0]["rows"] < 2000
+    arguments = ["serve", "--config", str(config), "--check", str(run), "--set", f'model.path="{pruned}"']
+    scores = document(capsys, arguments)["scores"]
+    assert abs(scores["auc"] - scores["trainer_auc"]) < 0.1
+    assert main(["export", str(run), "--out", str(pruned), "--prune-below", "0"]) == 2
+
+
 def test_load_baselines_and_ablation(served: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
     _, config = served
     arguments = ["loadgen", "--config", str(config), "--baselines", "--ablate"]

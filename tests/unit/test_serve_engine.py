@@ -1,11 +1,13 @@
 """The engine answers as torch does, whatever is cached, updated, refreshed or rolled back."""
 
+import dataclasses
 import errno
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tiermem.checkpoint import ExportedModel, TableHeader, write_index_map, write_table
 from tiermem.config import ServeConfig
 from tiermem.errors import (
     CapacityError,
@@ -16,6 +18,8 @@ from tiermem.errors import (
     TiermemError,
 )
 from tiermem.serve.engine import Engine, Query
+from tiermem.serve.model import Model
+from tiermem.serve.plain import PlainModel
 
 from tests.unit.serving import (
     DIM,
@@ -156,6 +160,42 @@ def test_a_wrong_query_is_its_own_error(model: Path, change: Any, what: str) -> 
     plain = plain_logits(good, weights(1), dense_parts(1))
     for index in (0, 2):
         torch.testing.assert_close(answers[index].unwrap(), plain, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("deprune", [True, False])
+@pytest.mark.parametrize("row_type", [None, "int8_fp16", "int4"])
+def test_pruned_rows_are_zeros(tmp_path: Path, deprune: bool, row_type: str | None) -> None:
+    folder = export(tmp_path / "pruned", 1)
+    kept = torch.arange(ROWS[0]) % 3 != 1
+    path = folder / f"000-{NAMES[0]}.tmtable"
+    rows = weights(1)[0][kept]
+    header = TableHeader(name=NAMES[0], rows=len(rows), dim=DIM, step=7, experiment_hash="a" * 64)
+    path.unlink()
+    write_table(path, header, [rows.numpy()])
+    index_map = torch.where(kept, kept.cumsum(0) - 1, -1).to(torch.int32)
+    whole = ExportedModel.read(folder)
+    checksum = write_index_map(path, index_map.numpy())
+    dataclasses.replace(whole, index_maps={path.name: checksum}).write(whole.dense())
+    changes: dict[str, Any] = {"load_time__deprune": deprune, "model__row_type": row_type}
+    engine = open_engine(folder, **changes)
+    assert engine.stats().memory.index_map_bytes == (0 if deprune else 4 * ROWS[0])
+    in_memory = open_engine(folder, placement={NAMES[0]: "fixed"}, **changes)
+    plain = PlainModel(Model.load(folder))
+    tables = [weights(1)[0] * kept.unsqueeze(1), *weights(1)[1:]]
+    for seed in range(12):
+        each = query(seed)
+        found, other = engine.pooled(each), in_memory.pooled(each)
+        assert all(torch.equal(one, two) for one, two in zip(found, other, strict=True))
+        if row_type is None:
+            answer = engine.predict([each])[0].unwrap()
+            torch.testing.assert_close(answer, plain.logits(each), rtol=0, atol=1e-5)
+            assert torch.equal(found[0], plain_pooled(each, tables)[0])
+    if not deprune:
+        with pytest.raises(InputError, match="no row"):
+            engine.update_rows(NAMES[0], torch.tensor([1]), torch.zeros(1, DIM))
+    (folder / f"000-{NAMES[0]}.ids.npy").write_bytes(b"x")
+    with pytest.raises(CorruptionError, match=r"ids\.npy"):
+        open_engine(folder)
 
 
 def test_a_failing_device_fails_queries_that_need_it(model: Path) -> None:

@@ -1,6 +1,6 @@
 """Snapshots of training runs, the run directories that hold them, and tables exported to be served."""
 
-from tiermem.checkpoint.exported_model import ExportedModel
+from tiermem.checkpoint.exported_model import ExportedModel, write_index_map
 from tiermem.checkpoint.manifest import Manifest, TableShape
 from tiermem.checkpoint.run_directory import (
     ResumePoint,
@@ -34,5 +34,6 @@ __all__ = [
     "rows_path",
     "verify_snapshot",
     "write_experiment",
+    "write_index_map",
     "write_table",
 ]

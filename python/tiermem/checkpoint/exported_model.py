@@ -2,6 +2,7 @@
 
 model.json   what the model is, its tables in order, and the checksum of the dense layers
 dense.pt     parameters of the dense layers, as torch saves them
+*.ids.npy    of a pruned table the row of each id, int32; -1: it was pruned
 *.tmtable    the tables
 """
 
@@ -15,6 +16,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from tiermem.checkpoint.manifest import refuse_version
@@ -22,7 +25,7 @@ from tiermem.config import ModelConfig
 from tiermem.errors import ConfigError, CorruptionError
 from tiermem.results import write_bytes
 
-__all__ = ["EXPORT_VERSION", "ExportedModel"]
+__all__ = ["EXPORT_VERSION", "ExportedModel", "index_map_path", "write_index_map"]
 
 EXPORT_VERSION = 1
 _DOCUMENT, _DENSE = "model.json", "dense.pt"
@@ -42,6 +45,8 @@ class ExportedModel:
     """Samples of a training step: a query of as many candidates has the trainer's logits to the bit."""
     tables: tuple[str, ...]
     """Files of the tables, in the order of the model's features."""
+    index_maps: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    """CRC-32 of the index map of each pruned table, by the table's file."""
     dense_checksum: int = 0
     """CRC-32 of the dense layers' file."""
 
@@ -66,6 +71,7 @@ class ExportedModel:
             "model": self.model.model_dump(mode="json"),
             "batch_size": self.batch_size,
             "tables": list(self.tables),
+            "index_maps": dict(self.index_maps),
             "dense_checksum": zlib.crc32(contents),
         }
         write_bytes(self.folder / _DOCUMENT, (json.dumps(document, indent=2) + "\n").encode())
@@ -98,10 +104,28 @@ class ExportedModel:
                 model=ModelConfig.from_mapping(values["model"], where=path.name),
                 batch_size=values["batch_size"],
                 tables=tuple(values["tables"]),
+                index_maps=dict(values["index_maps"]),
                 dense_checksum=values["dense_checksum"],
             )
         except KeyError as error:
             raise CorruptionError(f"{path} lacks {error}: it was changed") from None
+
+    def index_map(self, table: str) -> npt.NDArray[np.int32] | None:
+        """The row of each id of a table's file, int32 [ids]; `None` if every id has its row.
+
+        Raises:
+            CorruptionError: if its file has changed.
+        """
+        if table not in self.index_maps:
+            return None
+        path = index_map_path(self.folder / table)
+        contents = _read(path)
+        if zlib.crc32(contents) != self.index_maps[table]:
+            raise CorruptionError(
+                f"{path} has changed between offset 0 and offset {max(0, len(contents) - 1)}"
+            )
+        rows: npt.NDArray[np.int32] = np.load(io.BytesIO(contents), allow_pickle=False)
+        return rows
 
     def dense(self) -> dict[str, torch.Tensor]:
         """Parameters of the dense layers by name.
@@ -110,10 +134,7 @@ class ExportedModel:
             CorruptionError: if their file has changed.
         """
         path = self.folder / _DENSE
-        try:
-            contents = path.read_bytes()
-        except OSError as error:
-            raise ConfigError(f"cannot read {path}: {error.strerror}") from None
+        contents = _read(path)
         if zlib.crc32(contents) != self.dense_checksum:
             raise CorruptionError(
                 f"{path} has changed between offset 0 and offset {max(0, len(contents) - 1)}"
@@ -123,3 +144,27 @@ class ExportedModel:
         except (RuntimeError, pickle.UnpicklingError) as error:
             raise CorruptionError(f"torch {torch.__version__} cannot read {path}: {error}") from None
         return loaded
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from None
+
+
+def index_map_path(table: Path) -> Path:
+    """Where the index map of a table's file is."""
+    return table.with_suffix(".ids.npy")
+
+
+def write_index_map(table: Path, rows: npt.NDArray[np.int32]) -> int:
+    """Writes the row of each id, int32 [ids], beside a table's file; its CRC-32.
+
+    Raises:
+        DeviceError: if it cannot be written.
+    """
+    serialized = io.BytesIO()
+    np.save(serialized, rows)
+    write_bytes(index_map_path(table), serialized.getvalue())
+    return zlib.crc32(serialized.getvalue())

@@ -255,6 +255,12 @@ class TableFile:
         for first in range(0, len(self), count):
             yield np.ascontiguousarray(self._rows[first : first + count]).reshape(-1)
 
+    def stored_at(self, rows: npt.NDArray[np.int32]) -> npt.NDArray[np.uint8]:
+        """Some rows as they are stored, uint8 [n * bytes of a row]; zeros where a row is -1."""
+        stored = self._rows[np.maximum(rows, 0)]
+        stored[rows < 0] = 0
+        return np.ascontiguousarray(stored).reshape(-1)
+
     def verify(self) -> None:
         """Reads the file through.
 

@@ -13,6 +13,11 @@ from tiermem.report import Table
 from tiermem.units import format_bytes
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import numpy as np
+    import numpy.typing as npt
+
     from tiermem.checkpoint import ScaleType, TableHeader
     from tiermem.embedding import EmbeddingStore
 
@@ -37,6 +42,12 @@ def add(verbs: "argparse._SubParsersAction[Any]") -> None:
         choices=("fp16", "fp32"),
         help="scale and bias of int8 rows: fp16, 4 bytes a row (default), or fp32, 8 bytes as in training",
     )
+    parser.add_argument(
+        "--prune-below",
+        type=float,
+        metavar="X",
+        help="leave out rows whose weights are all smaller than this, and write which ids still have one",
+    )
     add_output_options(parser)
     parser.set_defaults(run=_run)
 
@@ -49,6 +60,8 @@ class _Written:
     header: "TableHeader"
     errors: dict[str, float]
     """What narrower scales did to its weights; empty if nothing was narrowed."""
+    index_map: int | None = None
+    """CRC-32 of the rows of its ids, if rows were pruned."""
 
     def row(self) -> tuple[str, ...]:
         """Its line of the printed table, errors apart."""
@@ -75,12 +88,17 @@ def _run(options: argparse.Namespace) -> int:
 
     point = find_resume_point(Path(options.run_directory), "tiermem export")
     scale_type = _scale_type(options.scales, point.experiment.model.row_type)
+    if options.prune_below is not None and not options.prune_below > 0:
+        raise ConfigError(f"--prune-below is more than 0, got {options.prune_below:g}")
     folder = Path(options.out) if options.out is not None else point.run_directory / "export"
     store = open_store(point.experiment, point.manifest.tables)
     written = []
     try:
         store.load_rows(rows_path(point.snapshot))
         for number, table in enumerate(point.manifest.tables):
+            kept = None if options.prune_below is None else _kept(store, number, options.prune_below)
+            if kept is not None:
+                table = dataclasses.replace(table, rows=int(kept.sum()))  # noqa: PLW2901
             header = TableHeader(
                 **dataclasses.asdict(table),
                 scale_type=scale_type,
@@ -89,7 +107,8 @@ def _run(options: argparse.Namespace) -> int:
             )
             path = folder / _file_name(number, table.name)
             output.line(f"{table.name}: {table.rows:,} rows of {table.dim} columns to {path}")
-            written.append(_Written(path, header, _write(path, header, store, number)))
+            errors = _write(path, header, store, number, kept)
+            written.append(_Written(path, header, errors, None if kept is None else _write_map(path, kept)))
     finally:
         store.close()
     model = ExportedModel(
@@ -99,6 +118,7 @@ def _run(options: argparse.Namespace) -> int:
         model=point.experiment.model,
         batch_size=point.experiment.train.batch_size,
         tables=tuple(each.path.name for each in written),
+        index_maps={each.path.name: each.index_map for each in written if each.index_map is not None},
     )
     model.write(load_state(point.snapshot)["dense"])
     output.table(_table(written, f"Tables after step {point.manifest.step} of {point.manifest.steps}"))
@@ -117,12 +137,43 @@ def _scale_type(asked: "ScaleType | None", row_type: RowType) -> "ScaleType | No
     return None
 
 
-def _write(path: Path, header: "TableHeader", store: "EmbeddingStore", number: int) -> dict[str, float]:
-    """Streams one table into its file; gives the errors of what was narrowed."""
+def _kept(store: "EmbeddingStore", number: int, least: float) -> "npt.NDArray[np.bool_]":
+    """Which rows of a table have a weight that is not smaller; one row at least."""
+    import numpy as np  # noqa: PLC0415 (loads numpy)
+
+    parts = [(weights.abs() >= least).any(dim=1).numpy() for _, weights, _ in store.rows(number)]
+    kept: npt.NDArray[np.bool_] = np.concatenate(parts)
+    kept[0] |= not kept.any()
+    return kept
+
+
+def _write_map(path: Path, kept: "npt.NDArray[np.bool_]") -> int:
+    import numpy as np  # noqa: PLC0415 (loads numpy)
+
+    from tiermem.checkpoint import write_index_map  # noqa: PLC0415 (loads torch)
+
+    return write_index_map(path, np.where(kept, np.cumsum(kept) - 1, -1).astype(np.int32))
+
+
+def _write(
+    path: Path,
+    header: "TableHeader",
+    store: "EmbeddingStore",
+    number: int,
+    kept: "npt.NDArray[np.bool_] | None",
+) -> dict[str, float]:
+    """Streams the rows of a table that are kept into its file; gives the errors of what was narrowed."""
     from tiermem._interop import bytes_of  # noqa: PLC0415 (loads torch)
     from tiermem.checkpoint import NarrowedScales, write_table  # noqa: PLC0415 (loads torch)
 
-    stored = (bytes_of(weights).reshape(len(weights), -1) for _, weights, _ in store.stored_rows(number))
+    def rows() -> "Iterator[npt.NDArray[np.uint8]]":
+        first = 0
+        for _, weights, _ in store.stored_rows(number):
+            part = bytes_of(weights).reshape(len(weights), -1)
+            yield part if kept is None else part[kept[first : first + len(part)]]
+            first += len(part)
+
+    stored = rows()
     if header.scale_type != "fp16":
         write_table(path, header, stored)
         return {}

@@ -136,7 +136,7 @@ class Engine:
         self.columns = model.exported.model.dim
         self.batch_size = model.exported.batch_size
         """Samples of a training step: a query of as many candidates has the trainer's logits to the bit."""
-        self._shape = _shape(model)
+        self._shape = _shape(model, config)
         self._dense: dict[int, DenseParts] = {}
         self._changing = threading.Lock()
         core = {
@@ -157,8 +157,12 @@ class Engine:
         self._dense = {number: parts for number, parts in self._dense.items() if number == served}
         for table in range(len(self.tables)):
             row_type = model.row_type(table)
-            for rows in model.rows(table, self._core.rows_per_load(table)):
+            loaded, index_map = self.tables[table].loaded(self.config), model.index_maps[table]
+            deprune = loaded.rows == loaded.ids
+            for rows in model.rows(table, self._core.rows_per_load(table), deprune=deprune):
                 version.load(table, row_type, rows)
+            if index_map is not None and not deprune:
+                version.set_index_map(table, index_map.view(np.uint8))
         # Queries may see the version as soon as it is committed.
         self._dense[version.number] = model.dense
         return version.commit(warm)
@@ -178,7 +182,7 @@ class Engine:
             CorruptionError: if a file was cut short or changed; the served version stays.
         """
         model = Model.load(Path(folder))
-        if _shape(model) != self._shape:
+        if _shape(model, self.config) != self._shape:
             raise ConfigError(
                 f"{os.fspath(folder)} has other tables, row types or layers than the model that is served;"
                 " open another engine for it"
@@ -341,10 +345,8 @@ class Engine:
         return EngineStats.from_json(self._core.stats_json())
 
 
-def _shape(model: Model) -> tuple[object, ...]:
+def _shape(model: Model, config: ServeConfig) -> tuple[object, ...]:
     """What two exports of one model have in common."""
-    tables = tuple(
-        (file.header.name, file.header.rows, file.header.dim, file.header.row_type, file.header.scale_type)
-        for file in model.files
-    )
-    return (model.exported.model, model.dense.dense_inputs, tables)
+    tables = tuple(table.loaded(config) for table in model.tables(config))
+    row_types = tuple(model.row_type(table) for table in range(len(tables)))
+    return (model.exported.model, model.dense.dense_inputs, tables, row_types)

@@ -23,6 +23,8 @@ class Model:
 
     exported: ExportedModel
     files: tuple[TableFile, ...]
+    index_maps: tuple[npt.NDArray[np.int32] | None, ...]
+    """The row of each id of pruned tables, int32 [ids]; -1: it was pruned."""
     dense: DenseParts
 
     @classmethod
@@ -51,7 +53,8 @@ class Model:
             except CorruptionError as error:
                 raise CorruptionError(f'table "{header.name}": {error}') from None
             files.append(file)
-        return cls(exported, tuple(files), _dense(exported))
+        index_maps = tuple(exported.index_map(name) for name in exported.tables)
+        return cls(exported, tuple(files), index_maps, _dense(exported))
 
     def tables(self, config: ServeConfig) -> list[ServedTable]:
         """The tables as the configuration has them served.
@@ -67,13 +70,13 @@ class Model:
                 raise ConfigError(f'"{name}" is no table of the model (there are {", ".join(names)})')
         load = config.load.queries
         tables = []
-        for file in self.files:
+        for number, file in enumerate(self.files):
             header = file.header
             is_user = header.name in config.model.user_tables
             tables.append(
                 ServedTable(
                     name=header.name,
-                    ids=header.rows,
+                    ids=self.ids(number),
                     rows=header.rows,
                     columns=header.dim,
                     row_type=config.model.row_type or _stored_type(file),
@@ -85,13 +88,26 @@ class Model:
             )
         return tables
 
+    def ids(self, table: int) -> int:
+        """Ids of a table: as many as rows, or more of a pruned one."""
+        index_map = self.index_maps[table]
+        return len(self.files[table]) if index_map is None else len(index_map)
+
     def row_type(self, table: int) -> ServeRowType:
         """How the rows of a table are stored in its file."""
         return _stored_type(self.files[table])
 
-    def rows(self, table: int, count: int) -> Iterator[npt.NDArray[np.uint8]]:
-        """All rows of a table as they are in its file, uint8 [n * bytes of a row], `count` at a time."""
-        return self.files[table].stored(count)
+    def rows(self, table: int, count: int, *, deprune: bool) -> Iterator[npt.NDArray[np.uint8]]:
+        """All rows of a table as they are in its file, uint8 [n * bytes of a row], `count` at a time.
+
+        With `deprune` there is a row for each id, of zeros if it was pruned: as codes, too, zeros are zero.
+        """
+        file, index_map = self.files[table], self.index_maps[table]
+        if index_map is None or not deprune:
+            yield from file.stored(count)
+            return
+        for first in range(0, len(index_map), count):
+            yield file.stored_at(index_map[first : first + count])
 
 
 def _stored_type(file: TableFile) -> ServeRowType:

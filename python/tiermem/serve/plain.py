@@ -18,7 +18,13 @@ class PlainModel:
 
     def __init__(self, model: Model) -> None:
         self.dense = model.dense
-        self.tables = [torch.from_numpy(file.rows(range(len(file)))) for file in model.files]
+        self.tables = []
+        for file, index_map in zip(model.files, model.index_maps, strict=True):
+            rows = torch.from_numpy(file.rows(range(len(file))))
+            if index_map is not None:
+                ids = torch.from_numpy(index_map.astype("int64"))
+                rows = rows[ids.clamp(min=0)] * (ids >= 0).unsqueeze(1)
+            self.tables.append(rows)
 
     def with_rows(self, table: int, ids: torch.Tensor, rows: torch.Tensor) -> "PlainModel":
         """A model with some rows of a table changed: ids int64 [n], rows float32 [n, D]."""
