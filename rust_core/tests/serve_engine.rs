@@ -302,6 +302,38 @@ fn a_query_keeps_its_version_until_its_end() {
     );
 }
 
+/// Rows in memory are changed in place: not before queries that must not see it have ended.
+#[test]
+fn an_update_waits_for_queries_that_began_before() {
+    let engine = engine(SETUP);
+    load(&engine, 1, false);
+    let query: Query = vec![(vec![], vec![0]), (vec![], vec![0]), (vec![], vec![0]), (vec![1, 2], vec![0])];
+    let views: Vec<(&[i64], &[i64])> = query.iter().map(|(ids, starts)| (&ids[..], &starts[..])).collect();
+    let lookup = engine.begin(&views).unwrap();
+    engine.update(3, &[1, 2], &bytes(&[9.0; 16])).unwrap();
+    let is_flushed = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            engine.flush().unwrap();
+            is_flushed.store(true, Ordering::Release);
+        });
+        // Time enough for a flush that does not wait.
+        for _ in 0..20_000 {
+            if is_flushed.load(Ordering::Acquire) {
+                break;
+            }
+            thread::yield_now();
+        }
+        let mut out = vec![0.0; lookup.outputs().iter().zip(TABLES).map(|(bags, (columns, ..))| bags * columns).sum()];
+        lookup.pool_memory(&mut out).unwrap();
+        lookup.finish(&mut out).unwrap();
+        let found: Vec<u32> = out.iter().map(|value| value.to_bits()).collect();
+        assert_eq!(found, plainly(&query, |table, row| weights(table, row, 1)));
+    });
+    assert_eq!(engine.stats().updated_rows, 0);
+    assert_eq!(ask(&engine, &query), plainly(&query, |_, _| vec![9.0; 8]));
+}
+
 #[test]
 fn a_warm_hand_over_keeps_the_cache() {
     let hits = |warm| {

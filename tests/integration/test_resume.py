@@ -221,7 +221,7 @@ def test_export_gives_the_rows_of_the_store(
         assert main(["export", str(source), *chosen, "--json", "--quiet"]) == 0
         found = json.loads(capsys.readouterr().out)
         assert found["step"] == step
-        names = ["000-table_0.tmtable", "001-table_1.tmtable"]
+        names = ["000-table_0.tmtable", "001-table_1.tmtable", "dense.pt", "model.json"]
         assert sorted(path.name for path in folder.iterdir()) == names
         point = find_resume_point(source, "")
         store = open_store(point.experiment, point.manifest.tables)
