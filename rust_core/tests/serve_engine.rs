@@ -302,6 +302,25 @@ fn a_query_keeps_its_version_until_its_end() {
     );
 }
 
+/// What the caches had of a row is gone when it has its new place.
+#[test]
+fn caches_forget_rows_that_were_updated() {
+    let engine = engine(Setup { total_bytes: 400_000, ..SETUP });
+    load(&engine, 1, false);
+    for table in 0..4 {
+        let mut query: Query = TABLES.iter().map(|_| (vec![], vec![0])).collect();
+        query[table] = (vec![1, 2, 3, 4, 5], vec![0, 1]);
+        ask(&engine, &query);
+        ask(&engine, &query);
+        let columns = TABLES[table].0;
+        engine.update(table, &[1, 3], &bytes(&vec![9.0; 2 * columns])).unwrap();
+        engine.flush().unwrap();
+        let new =
+            |of, row| if of == table && (row == 1 || row == 3) { vec![9.0; columns] } else { weights(of, row, 1) };
+        assert_eq!(ask(&engine, &query), plainly(&query, new), "table {table}");
+    }
+}
+
 /// Rows in memory are changed in place: not before queries that must not see it have ended.
 #[test]
 fn an_update_waits_for_queries_that_began_before() {
