@@ -117,7 +117,7 @@ def _checked(output: Output, engine: "Engine", run_directory: Path) -> "Scored":
         ("AUC", f"{scored.auc:.7f}", f"{scored.trainer_auc:.7f}"),
         ("logloss", f"{scored.logloss:.7f}", f"{scored.trainer_logloss:.7f}"),
     )
-    note = f"{scored.queries:,} queries, of which {scored.refused} were refused."
+    note = f"{scored.queries:,} queries."
     output.table(Table("Test samples", ("score", "engine", "trainer"), rows, note))
     return scored
 

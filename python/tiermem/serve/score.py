@@ -30,7 +30,6 @@ class Scored:
     """Quality on the test part of a run's data."""
 
     queries: int
-    refused: int
     auc: float
     logloss: float
     trainer_auc: float
@@ -60,15 +59,13 @@ def score_run(engine: Engine, run_directory: Path) -> Scored:
     trainer = _trainer_scores(point.run_directory)
     if len(samples) == 0:
         raise ConfigError(f'the test part of "{dataset.name}" is empty')
-    probabilities, refused = [], 0
+    probabilities: list[float] = []
     for start in range(0, len(samples), _AT_ONCE):
-        for answer in engine.predict(queries_of(dataset, samples[start : start + _AT_ONCE])):
-            refused += answer.logits is None
-            probabilities.append(float(torch.sigmoid(answer.unwrap().double())[0]))
+        answers = engine.predict(queries_of(dataset, samples[start : start + _AT_ONCE]))
+        probabilities += [float(torch.sigmoid(answer.unwrap().double())[0]) for answer in answers]
     labels = dataset.labels[samples]
     return Scored(
         queries=len(samples),
-        refused=refused,
         auc=float(roc_auc_score(labels, probabilities)),
         logloss=float(log_loss(labels, probabilities, labels=[0.0, 1.0])),
         trainer_auc=trainer["auc"],

@@ -87,7 +87,7 @@ impl Lookup {
         }
         let engine = &self.engine;
         let spans: Vec<Span> = numbers.iter().map(|&number| self.reads[number as usize].span).collect();
-        // Rows of one query come from one device, queries in turn from each.
+        // Reads that start together come from one device, chosen by the first of them.
         let device = (self.reads[numbers[0] as usize].span.offset / engine.config.serve.device.block_bytes) as usize
             % engine.backends.len();
         let timed = engine.timing.as_ref().map(|timing| {
