@@ -34,6 +34,7 @@ struct Setup {
     versions: usize,
     is_sub_block: bool,
     update_bytes: u64,
+    block_bytes: u64,
 }
 
 const SETUP: Setup = Setup {
@@ -43,6 +44,7 @@ const SETUP: Setup = Setup {
     versions: 2,
     is_sub_block: false,
     update_bytes: 20_000,
+    block_bytes: 512,
 };
 
 fn serve_json(setup: Setup) -> Value {
@@ -54,7 +56,7 @@ fn serve_json(setup: Setup) -> Value {
     json!({
         "tables": TABLES.iter().enumerate().map(table).collect::<Vec<_>>(),
         "device": {
-            "spec": device(), "replicas": 1, "block_bytes": 512, "is_sub_block": setup.is_sub_block,
+            "spec": device(), "replicas": 1, "block_bytes": setup.block_bytes, "is_sub_block": setup.is_sub_block,
             "limits": {"per_table": setup.reads.0, "total": setup.reads.1}, "hedge_after_ns": null,
         },
         "memory": {
@@ -160,9 +162,12 @@ proptest! {
         reads in prop::sample::select(&[(1u32, 1u32), (8, 20)]),
         is_sub_block: bool,
         warm: bool,
+        block_bytes in prop::sample::select(&[512u64, 4096]),
     ) {
+        // Buffers of larger blocks take more.
+        let total_bytes = total_bytes + 20 * (block_bytes - 512);
         let update_bytes = if total_bytes > 100_000 { 20_000 } else { 3_000 };
-        let engine = engine(Setup { row_type, total_bytes, reads, is_sub_block, update_bytes, ..SETUP });
+        let engine = engine(Setup { row_type, total_bytes, reads, is_sub_block, update_bytes, block_bytes, ..SETUP });
         load(&engine, 1, false);
         let mut rows: HashMap<(usize, u64), Vec<f32>> = HashMap::new();
         let (mut number, mut before) = (1, None);

@@ -16,7 +16,7 @@ use crate::units::round_up;
 /// Columns that a row may have.
 const COLUMNS_MAX: usize = 1 << 20;
 /// An entry of the map from ids to the rows of a pruned table.
-pub(super) const INDEX_MAP_ENTRY_BYTES: u64 = 4;
+const INDEX_MAP_ENTRY_BYTES: u64 = 4;
 
 /// A table.
 #[derive(Debug, Clone, Deserialize)]
@@ -185,12 +185,12 @@ impl ServeConfig {
         (layouts, end)
     }
 
-    /// Divides the memory.
+    /// Divides the memory. Tables in memory and index maps are there once for each version that is kept.
     ///
     /// # Errors
     ///
     /// `Capacity` with the bytes that are missing.
-    pub fn memory(&self) -> Result<MemoryUse> {
+    pub fn memory(&self, versions: u64) -> Result<MemoryUse> {
         let of = |bytes: &dyn Fn(&TableConfig) -> u64| self.tables.iter().map(bytes).sum::<u64>();
         let fixed =
             |table: &TableConfig| table.rows * table.row_bytes() * u64::from(table.placement == Placement::Fixed);
@@ -200,8 +200,8 @@ impl ServeConfig {
         let read_bytes = round_up(longest, block_bytes).max(block_bytes) * u64::from(is_on_device);
         let mut memory = MemoryUse {
             total_bytes: self.memory.total_bytes,
-            fixed_bytes: of(&fixed),
-            index_map_bytes: of(&TableConfig::index_map_bytes),
+            fixed_bytes: versions * of(&fixed),
+            index_map_bytes: versions * of(&TableConfig::index_map_bytes),
             buffer_bytes: u64::from(self.device.limits.total) * read_bytes,
             update_bytes: self.memory.update_bytes,
             ..MemoryUse::default()
@@ -211,7 +211,7 @@ impl ServeConfig {
             return Err(Error::new(
                 ErrorKind::Capacity,
                 "the memory does not hold the tables that are fixed in it, index maps, buffers and updated rows; give \
-                 more of it, put tables on the device, or lower the limit on outstanding reads",
+                 more of it, put tables on the device, lower the limit on outstanding reads, or keep one version (versions = 1)",
             )
             .with_context("needed_bytes", needed)
             .with_context("total_bytes", memory.total_bytes)

@@ -21,6 +21,9 @@ use crate::embedding::{Instructions, SimdLevel};
 use crate::error::{Error, ErrorKind, Result};
 use crate::units::round_up;
 
+/// The least that is opened: a page, which any file can be read and written in past the page cache.
+const PROBE_BYTES: u64 = 4096;
+
 /// How time passes for the device under an engine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -152,34 +155,22 @@ impl Engine {
     /// # Errors
     ///
     /// `Config` for what does not go together; `Capacity` if memory or device are too small; those of the backend.
-    pub fn open(config: EngineConfig) -> Result<Self> {
+    pub fn open(mut config: EngineConfig) -> Result<Self> {
         config.serve.check()?;
         config.faults.validate()?;
         if !(1..=2).contains(&config.versions) {
             let message = format!("versions must be 1 or 2, not {}", config.versions);
             return Err(Error::new(ErrorKind::Config, message));
         }
+        // A file that is read past the page cache moves whole blocks of its own; no block is a part of one.
+        let alignment_bytes = open_backend(&config.backend, PROBE_BYTES)
+            .map_err(|error| error.with_context("tier", &config.serve.device.spec.name))?
+            .alignment_bytes() as u64;
+        config.serve.device.block_bytes = config.serve.device.block_bytes.max(alignment_bytes);
         let device = &config.serve.device;
-        let mut memory = config.serve.memory()?;
-        if config.versions == 2 {
-            // Tables in memory are there twice.
-            let left = memory.pooled_bytes + memory.row_cache_bytes;
-            let twice = memory.fixed_bytes + memory.index_map_bytes;
-            let Some(rest) = left.checked_sub(twice) else {
-                let message = "the memory does not hold the tables that are fixed in it twice, as refreshing them needs; \
-                               give more of it, or set versions = 1";
-                return Err(Error::new(ErrorKind::Capacity, message)
-                    .with_context("needed_bytes", memory.total_bytes - left + twice)
-                    .with_context("total_bytes", memory.total_bytes));
-            };
-            memory.fixed_bytes *= 2;
-            memory.index_map_bytes *= 2;
-            memory.pooled_bytes = (rest as f64 * config.serve.memory.pooled_share) as u64;
-            memory.row_cache_bytes = rest - memory.pooled_bytes;
-        }
+        let memory = config.serve.memory(config.versions as u64)?;
         let (_, end) = config.serve.layouts(0, device.block_bytes);
-        // Regions begin where any file can be written past the page cache.
-        let region_bytes = round_up(end, 4096);
+        let region_bytes = round_up(end, PROBE_BYTES);
         let needed = region_bytes * config.versions as u64;
         if needed > device.spec.capacity_bytes {
             let message = "the device is smaller than the versions of the tables on it; use a larger one";
@@ -190,7 +181,7 @@ impl Engine {
         }
         let mut backends = Vec::new();
         for replica in 0..device.replicas {
-            let backend = open_backend(&config.backend, needed.max(4096))
+            let backend = open_backend(&config.backend, needed.max(PROBE_BYTES))
                 .map_err(|error| error.with_context("tier", &device.spec.name))?;
             backends.push(config.faults.over(replica as u64, backend));
         }

@@ -155,7 +155,7 @@ impl Simulation {
         config.faults.validate()?;
         let is_fixed = config.serve.tables.iter().map(|table| table.placement == Placement::Fixed).collect();
         let queries = Queries::new(&config.queries, is_fixed)?;
-        let memory = config.serve.memory()?;
+        let memory = config.serve.memory(1)?;
         // A file that is mapped has no gaps.
         let block_bytes = if config.is_mapped { 1 } else { config.serve.device.block_bytes };
         let (layouts, device_bytes) = config.serve.layouts(0, block_bytes);
