@@ -299,6 +299,7 @@ fn a_query_keeps_its_version_until_its_end() {
     lookup.finish(&mut out).unwrap();
     let found: Vec<u32> = out.iter().map(|value| value.to_bits()).collect();
     assert_eq!(found, plainly(&old, |table, row| weights(table, row, 1)));
+    assert_eq!(ask(&engine, &old), plainly(&old, changed), "what the old query read is not cached for the new version");
     engine.roll_back(false).unwrap();
     assert_eq!(
         ask(&engine, &new),

@@ -92,3 +92,20 @@ impl Overlay {
         self.tables().map(|(_, rows)| of(rows)).sum()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_row_that_was_updated_again_stays() {
+        let row = |row: u64, byte: u8| (row, Box::from([byte]));
+        let first = Overlay::default().with(1, [row(5, 1), row(6, 1)].into_iter());
+        let second = first.with(1, [row(5, 2), row(7, 2)].into_iter());
+        let left = second.without(&first);
+        let found = |number: u64| left.of(1).and_then(|rows| rows.get(&number)).map(|row| row.stored[0]);
+        assert_eq!([5, 6, 7].map(found), [Some(2), None, Some(2)]);
+        assert!(first.without(&first).is_empty() && left.of(0).is_none());
+        assert_eq!((first.len(), left.number), (2, 2), "nothing changes what somebody sees");
+    }
+}
