@@ -360,6 +360,17 @@ fn an_update_waits_for_queries_that_began_before() {
 }
 
 #[test]
+fn of_two_versions_that_are_begun_the_later_one_is_loaded() {
+    let engine = engine(SETUP);
+    let mut first = engine.new_version().unwrap();
+    load(&engine, 1, false);
+    let refused = engine.load(&mut first, 3, RowType::Fp32, &[]).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Closed);
+    assert_eq!(engine.commit(first, false).unwrap_err().kind(), ErrorKind::Closed);
+    assert_eq!(ask(&engine, &query(1)), plainly(&query(1), |table, row| weights(table, row, 1)));
+}
+
+#[test]
 fn a_warm_hand_over_keeps_the_cache() {
     let hits = |warm| {
         let engine = engine(Setup { total_bytes: 400_000, ..SETUP });

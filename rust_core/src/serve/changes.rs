@@ -29,7 +29,7 @@ impl Engine {
     ///
     /// `Config` if there is no place for a second one.
     pub fn new_version(&self) -> Result<NewVersion> {
-        let mut number = locked(&self.changing);
+        let _changing = locked(&self.changing);
         let mut state = self.lock();
         let region = match &state.version {
             None => 0,
@@ -42,14 +42,23 @@ impl Engine {
         // Its place is that of the one before; whoever still reads that one is waited for.
         state.previous = None;
         let switched_at = state.switched_at;
-        drop(self.wait_for_older(state, switched_at));
-        *number += 1;
+        let mut state = self.wait_for_older(state, switched_at);
+        state.begun += 1;
+        let number = state.begun;
+        drop(state);
         let layouts = self.layouts(region);
-        Ok(NewVersion(Version::new(&self.config.serve, *number, region, layouts)?))
+        Ok(NewVersion(Version::new(&self.config.serve, number, region, layouts)?))
     }
 
     fn layouts(&self, region: usize) -> Vec<RowLayout> {
         self.config.serve.layouts(region as u64 * self.region_bytes, self.config.serve.device.block_bytes).0
+    }
+
+    /// A version that was begun later has the same place. Whoever asks holds `changing`, so that none is begun meanwhile.
+    fn check_newest(&self, version: &NewVersion) -> Result<()> {
+        let message = "another version was begun since; load and commit that one";
+        let is_newest = version.0.number == self.lock().begun;
+        if is_newest { Ok(()) } else { Err(Error::new(ErrorKind::Closed, message)) }
     }
 
     /// Loads the next rows of a table.
@@ -59,6 +68,8 @@ impl Engine {
     /// `Input` if they are not what comes next, or cannot become codes; those of the backend.
     pub fn load(&self, version: &mut NewVersion, table: usize, from: RowType, rows: &[u8]) -> Result<()> {
         self.check_table(table)?;
+        let _changing = locked(&self.changing);
+        self.check_newest(version)?;
         version.0.load(&self.config.serve, &self.backends, table, from, rows).map_err(|error| self.on_device(error))
     }
 
@@ -69,6 +80,8 @@ impl Engine {
     /// `Input` if it is not one of this table.
     pub fn set_index_map(&self, version: &mut NewVersion, table: usize, rows: Vec<i32>) -> Result<()> {
         self.check_table(table)?;
+        let _changing = locked(&self.changing);
+        self.check_newest(version)?;
         version.0.set_index_map(&self.config.serve, table, rows)
     }
 
@@ -80,8 +93,9 @@ impl Engine {
     ///
     /// `Input` if it is not whole; those of the backend.
     pub fn commit(&self, version: NewVersion, warm: bool) -> Result<u64> {
-        version.0.check_whole(&self.config.serve)?;
         let _changing = locked(&self.changing);
+        self.check_newest(&version)?;
+        version.0.check_whole(&self.config.serve)?;
         self.serve(&Arc::new(version.0), warm)
     }
 

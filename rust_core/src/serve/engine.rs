@@ -111,6 +111,8 @@ pub(super) struct State {
     /// The version that is served; none before the first was committed.
     pub(super) version: Option<Arc<Version>>,
     pub(super) previous: Option<Arc<Version>>,
+    /// Versions that were begun.
+    pub(super) begun: u64,
     /// Queries with an overlay of a lower number are of another version than the served one.
     pub(super) switched_at: u64,
     pub(super) overlay: Arc<Overlay>,
@@ -142,7 +144,7 @@ pub struct Engine {
     /// A query is done.
     pub(super) done: Condvar,
     /// Whoever changes what is on the device.
-    pub(super) changing: Mutex<u64>,
+    pub(super) changing: Mutex<()>,
 }
 
 pub(super) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -203,6 +205,7 @@ impl Engine {
             residency: config.serve.residency(&memory, true)?,
             version: None,
             previous: None,
+            begun: 0,
             switched_at: 0,
             overlay: Arc::default(),
             in_flight: BTreeMap::new(),
@@ -217,7 +220,7 @@ impl Engine {
             memory,
             state: Mutex::new(state),
             done: Condvar::new(),
-            changing: Mutex::new(0),
+            changing: Mutex::new(()),
             config,
         })
     }

@@ -79,21 +79,16 @@ impl RowCosts {
         }
     }
 
-    /// Rows of tables in memory.
-    pub(super) fn in_memory_ps(&self, query: &Query) -> u64 {
+    /// Rows of the tables that are in memory, or of those that are not.
+    pub(super) fn lists_ps(&self, query: &Query, in_memory: bool) -> u64 {
         let lists = query.tables.iter().zip(&self.row_ps).zip(&self.is_fixed);
-        lists.filter(|(_, is_fixed)| **is_fixed).map(|((lists, ps), _)| lists.rows.len() as u64 * ps).sum()
+        let chosen = lists.filter(|&(_, &is_fixed)| is_fixed == in_memory);
+        chosen.map(|((lists, ps), _)| lists.rows.len() as u64 * ps).sum()
     }
 
     /// Rows that were gathered.
     pub(super) fn gathered_ps(&self, probed: &[Probed]) -> u64 {
         probed.iter().map(|probed| u64::from(probed.rows) * self.row_ps[probed.table]).sum()
-    }
-
-    /// Rows of tables that are not in memory.
-    pub(super) fn on_device_ps(&self, query: &Query) -> u64 {
-        let lists = query.tables.iter().zip(&self.row_ps).zip(&self.is_fixed);
-        lists.filter(|(_, is_fixed)| !**is_fixed).map(|((lists, ps), _)| lists.rows.len() as u64 * ps).sum()
     }
 }
 

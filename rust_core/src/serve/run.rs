@@ -259,7 +259,7 @@ impl<'a> Run<'a> {
         let Simulation { config, costs, .. } = self.simulation;
         let flight = &mut self.flights[slot as usize];
         flight.stage = Stage::Items;
-        let ps = config.host.lower_ns * PS_PER_NS + costs.in_memory_ps(&flight.query);
+        let ps = config.host.lower_ns * PS_PER_NS + costs.lists_ps(&flight.query, true);
         self.work(slot, ps);
     }
 
@@ -301,10 +301,10 @@ impl<'a> Run<'a> {
         flight.stage = Stage::Finishing;
         let mut ps = host.upper_ns * PS_PER_NS;
         if !flight.is_item_side_done {
-            ps += host.lower_ns * PS_PER_NS + costs.in_memory_ps(&flight.query);
+            ps += host.lower_ns * PS_PER_NS + costs.lists_ps(&flight.query, true);
         }
         if config.is_mapped {
-            ps += costs.on_device_ps(&flight.query);
+            ps += costs.lists_ps(&flight.query, false);
         } else {
             ps += costs.gathered_ps(&flight.probed);
             ps += if is_limited { flight.reads.len() as u64 * host.complete_ps } else { 0 };
