@@ -5,8 +5,8 @@ use std::path::Path;
 
 use tiermem_core::ErrorKind;
 use tiermem_core::backend::{
-    AlignedBuffer, Backend, BackendConfig, DirectIo, Engine, Extent, IoBatch, Operation, PhantomBackend, RamBackend,
-    open_backend, probe_io_uring,
+    AlignedBuffer, Backend, BackendConfig, CompletionMode, DirectIo, Engine, Extent, IoBatch, Operation,
+    PhantomBackend, RamBackend, open_backend, probe_io_uring,
 };
 use tiermem_core::rng::draw;
 use tiermem_core::testkit::{Counted, CountingBackend, CrashingBackend, FailingBackend};
@@ -221,6 +221,16 @@ fn io_uring_direct_and_buffered() {
         let backend = open(Engine::IoUring, direct, directory.path());
         check_contract(backend.as_ref());
         assert_eq!(backend.info().engine, "io_uring");
+    }
+    // Polled where drive and driver can, which is said.
+    let completion = CompletionMode::Polling;
+    for direct in [DirectIo::Auto, DirectIo::Off] {
+        let config = BackendConfig { completion, ..in_directory(Engine::IoUring, direct, directory.path()) };
+        let backend = open_backend(&config, LEN).unwrap();
+        check_contract(backend.as_ref());
+        let info = backend.info();
+        assert_eq!(info.polled, !info.fallback_reason.contains("not by polling"), "{info:?}");
+        assert!(info.direct || !info.polled, "{info:?}");
     }
     // A ring far smaller than the batches.
     let config = BackendConfig { io_depth: 3, ..in_directory(Engine::IoUring, DirectIo::Auto, directory.path()) };

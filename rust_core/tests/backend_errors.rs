@@ -8,8 +8,8 @@ use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
 };
 use tiermem_core::backend::{
-    AlignedBuffer, Backend, BackendConfig, DataFile, DirectIo, Engine, Extent, FileBackend, IoBatch, Operation,
-    UringBackend, open_backend, open_file, probe_io_uring,
+    AlignedBuffer, Backend, BackendConfig, CompletionMode, DataFile, DirectIo, Engine, Extent, FileBackend, IoBatch,
+    Operation, UringBackend, open_backend, open_file, probe_io_uring,
 };
 use tiermem_core::{Error, ErrorKind};
 
@@ -26,7 +26,7 @@ fn engines(path: &Path) -> Vec<Box<dyn Backend>> {
         DataFile::from_file(file, path, LEN)
     };
     let mut engines: Vec<Box<dyn Backend>> = vec![Box::new(FileBackend::new(open()))];
-    if let Ok(ring) = UringBackend::new(open(), 8) {
+    if let Ok(ring) = UringBackend::new(open(), 8, CompletionMode::Interrupt) {
         engines.push(Box::new(ring));
     }
     engines

@@ -93,6 +93,7 @@ impl ServeEngine {
             "version": found.version,
             "engine": found.backend.engine,
             "direct": found.backend.direct,
+            "polled": found.backend.polled,
             "fallback_reason": found.backend.fallback_reason,
             "devices": devices(self.inner.device(), &found.backend, &found.devices, now_ns),
             "lateness": stats::lateness(&found.lateness),
@@ -243,6 +244,7 @@ impl ServeSimulation {
             direct: false,
             huge_pages: false,
             registered_buffers: false,
+            polled: false,
             fallback_reason: String::new(),
         };
         Ok(json!({

@@ -162,6 +162,23 @@ impl DataFile {
         self.alignment_bytes
     }
 
+    pub(super) fn is_direct(&self) -> bool {
+        self.direct
+    }
+
+    pub(super) fn is_scratch(&self) -> bool {
+        self.is_scratch
+    }
+
+    /// Whether the driver of the drive under the file has queues that can be polled; `None` where the kernel does not say.
+    pub(super) fn has_polled_queues(&self) -> Option<bool> {
+        let device = rustix::fs::fstat(&self.file).ok()?.st_dev;
+        let node = format!("/sys/dev/block/{}:{}", rustix::fs::major(device), rustix::fs::minor(device));
+        // A partition has its drive's queue.
+        let of = |queue: &str| std::fs::read_to_string(format!("{node}/{queue}/io_poll")).ok();
+        of("queue").or_else(|| of("../queue")).map(|text| text.trim() != "0")
+    }
+
     pub(super) fn info(&self, engine: &'static str) -> BackendInfo {
         let fallback_reason = self.fallback_reason.clone();
         BackendInfo { direct: self.direct, fallback_reason, ..BackendInfo::new(engine) }

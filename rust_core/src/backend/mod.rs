@@ -13,7 +13,7 @@ pub use buffer::{AlignedBuffer, PageSize, f32_as_bytes, huge_pages_allowed, phys
 pub use data_file::{DataFile, DirectIo, free_bytes};
 pub use file::FileBackend;
 pub use in_flight::InFlight;
-pub use open::{BackendConfig, Engine, open_backend, open_file};
+pub use open::{BackendConfig, CompletionMode, Engine, open_backend, open_file};
 pub use phantom::PhantomBackend;
 pub use ram::RamBackend;
 pub use uring::{UringBackend, probe_io_uring};
@@ -64,13 +64,22 @@ pub struct BackendInfo {
     pub huge_pages: bool,
     /// Whether the kernel knows the memory that `buffer` gives by number.
     pub registered_buffers: bool,
+    /// Whether completions are polled for.
+    pub polled: bool,
     /// Why this engine or mode runs instead of the one preferred; empty if it is the preferred one.
     pub fallback_reason: String,
 }
 
 impl BackendInfo {
     pub(crate) fn new(engine: &'static str) -> Self {
-        Self { engine, direct: false, huge_pages: false, registered_buffers: false, fallback_reason: String::new() }
+        Self {
+            engine,
+            direct: false,
+            huge_pages: false,
+            registered_buffers: false,
+            polled: false,
+            fallback_reason: String::new(),
+        }
     }
 }
 

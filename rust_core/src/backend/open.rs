@@ -23,6 +23,18 @@ pub enum Engine {
     Phantom,
 }
 
+/// How `io_uring` learns that a request is done.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CompletionMode {
+    /// The device interrupts.
+    #[default]
+    Interrupt,
+    /// Whoever waits asks the device until it is done, which takes a processor and saves the interrupt
+    /// (`IORING_SETUP_IOPOLL`); by interrupt where kernel, filesystem or driver cannot, and the record says why.
+    Polling,
+}
+
 /// How a tier stores its bytes.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -38,6 +50,9 @@ pub struct BackendConfig {
     /// Requests that `io_uring` has in flight at most; 1 to 4096.
     #[serde(default = "io_depth")]
     pub io_depth: u32,
+    /// How `io_uring` learns that a request is done.
+    #[serde(default)]
+    pub completion: CompletionMode,
 }
 
 /// Assumed: more than any drive needs to be busy.
@@ -48,7 +63,8 @@ fn io_depth() -> u32 {
 impl BackendConfig {
     /// An engine with everything else as it comes.
     pub fn new(engine: Engine) -> Self {
-        Self { engine, directory: None, direct: DirectIo::Auto, io_depth: io_depth() }
+        let completion = CompletionMode::default();
+        Self { engine, directory: None, direct: DirectIo::Auto, io_depth: io_depth(), completion }
     }
 
     /// Ordinary memory.
@@ -82,9 +98,10 @@ fn over_file(config: &BackendConfig, data: DataFile) -> Result<Box<dyn Backend>>
         let message = format!("io_depth lies between 1 and 4096, got {}", config.io_depth);
         return Err(Error::new(ErrorKind::Config, message));
     }
+    let on_ring = |data| UringBackend::new(data, config.io_depth, config.completion);
     match config.engine {
-        Engine::IoUring => Ok(Box::new(UringBackend::new(data, config.io_depth).map_err(|refusal| refusal.1)?)),
-        Engine::Auto => Ok(match UringBackend::new(data, config.io_depth) {
+        Engine::IoUring => Ok(Box::new(on_ring(data).map_err(|refusal| refusal.1)?)),
+        Engine::Auto => Ok(match on_ring(data) {
             Ok(backend) => Box::new(backend),
             Err(refusal) => {
                 let (mut data, refusal) = *refusal;

@@ -1,13 +1,17 @@
 //! Bytes in a file, moved by `io_uring`: the file is registered, and so is the memory that `buffer` gives.
+//!
+//! A ring that is polled is one thread's at its best: while one polls, another one that hands over waits for it in the kernel.
 
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
 
 use io_uring::{IoUring, Probe, opcode, types};
 
 use super::buffer::Arena;
 use super::in_flight::{Coordinator, Piece, Ring};
 use super::{
-    AlignedBuffer, Backend, BackendInfo, DataFile, Extent, InFlight, IoBatch, Operation, check_discard, check_extents,
+    AlignedBuffer, Backend, BackendInfo, CompletionMode, DataFile, Extent, InFlight, IoBatch, Operation, check_discard,
+    check_extents,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::sync::Arc;
@@ -18,6 +22,10 @@ const ARENA_BYTES: usize = 4 << 20;
 /// that gets its work in bursts answers in bursts and is idle in between: with the whole queue at
 /// once a virtual disk gave 0.65 to 0.85 of the throughput, at depths 8 and 32.
 const GROUP_SHARE: usize = 16;
+/// What is moved to see whether polling works.
+const PROBE_BYTES: usize = 4096;
+/// How often it is asked for before polling is held not to work.
+const PROBE_POLLS_MAX: usize = 10_000;
 /// The one registered file, and the one registered buffer.
 const FILE: types::Fixed = types::Fixed(0);
 const BUFFER: u16 = 0;
@@ -32,11 +40,12 @@ struct FileRing {
     data: DataFile,
     arena: Option<std::sync::Arc<Arena>>,
     depth: usize,
+    is_polled: bool,
 }
 
 /// `Ok` if this host has an `io_uring` with what the backend needs, else why not.
 pub fn probe_io_uring() -> Result<()> {
-    new_ring(4).map(drop)
+    new_ring(4, CompletionMode::Interrupt).map(drop)
 }
 
 fn refused(error: &std::io::Error) -> Error {
@@ -51,10 +60,14 @@ fn refused(error: &std::io::Error) -> Error {
     Error::new(ErrorKind::Unsupported, message)
 }
 
-fn new_ring(entries: u32) -> Result<IoUring> {
+fn new_ring(entries: u32, completion: CompletionMode) -> Result<IoUring> {
+    let mut builder = IoUring::builder();
+    if completion == CompletionMode::Polling {
+        builder.setup_iopoll();
+    }
     // Not with COOP_TASKRUN: completions would wait until the thread that submitted enters the kernel again, and
     // here another one may be waiting for them.
-    let ring = IoUring::new(entries).map_err(|error| refused(&error))?;
+    let ring = builder.build(entries).map_err(|error| refused(&error))?;
     let mut probe = Probe::new();
     ring.submitter().register_probe(&mut probe).map_err(|error| refused(&error))?;
     let needed = [opcode::Read::CODE, opcode::Write::CODE, opcode::ReadFixed::CODE, opcode::WriteFixed::CODE];
@@ -62,6 +75,52 @@ fn new_ring(entries: u32) -> Result<IoUring> {
         Ok(ring)
     } else {
         Err(refused(&std::io::Error::from_raw_os_error(libc::ENOSYS)))
+    }
+}
+
+/// A ring for a file whose drive interrupts.
+fn interrupted_ring(entries: u32, data: &DataFile) -> Result<IoUring> {
+    let ring = new_ring(entries, CompletionMode::Interrupt)?;
+    ring.submitter().register_files(&[data.file().as_raw_fd()]).map_err(|error| refused(&error))?;
+    Ok(ring)
+}
+
+/// A ring that polls for what it was handed, or why there is none. What filesystem and driver cannot do shows at the
+/// first transfer only, so one is made.
+fn polled_ring(entries: u32, data: &DataFile) -> std::result::Result<IoUring, String> {
+    if !data.is_direct() {
+        return Err("only direct I/O is polled".into());
+    }
+    if data.has_polled_queues() == Some(false) {
+        return Err("the drive's driver has no polled queues (queue/io_poll is 0)".into());
+    }
+    if data.len_bytes() < PROBE_BYTES as u64 {
+        return Err("the file is too short to try".into());
+    }
+    let ring = new_ring(entries, CompletionMode::Polling).map_err(|error| error.to_string())?;
+    let failed = |error: std::io::Error| format!("this filesystem or its drive cannot: {error}");
+    ring.submitter().register_files(&[data.file().as_raw_fd()]).map_err(failed)?;
+    let mut block = AlignedBuffer::zeroed(PROBE_BYTES);
+    if data.is_scratch() {
+        // Reading what was never written would not reach the drive, and writing it would not be polled for.
+        data.file().write_all_at(&block, 0).map_err(failed)?;
+    }
+    let entry = opcode::Read::new(FILE, block.as_mut_ptr(), PROBE_BYTES as u32).build();
+    // SAFETY: nobody else has the ring, and the memory is there until the completion.
+    let pushed = unsafe { ring.submission_shared().push(&entry) };
+    pushed.map_err(|error| error.to_string())?;
+    // Who polls comes back early if the kernel has other work.
+    let polls = std::iter::repeat_with(|| ring.submit_and_wait(1)).take(PROBE_POLLS_MAX);
+    // SAFETY: nobody else has the ring.
+    let next = || unsafe { ring.completion_shared() }.next();
+    let Some(completion) = polls.map_while(std::io::Result::ok).find_map(|_| next()) else {
+        // The kernel may still move it.
+        std::mem::forget(block);
+        return Err("this filesystem or its drive completes nothing that is polled for".into());
+    };
+    match completion.result() {
+        code if code < 0 => Err(failed(std::io::Error::from_raw_os_error(-code))),
+        _ => Ok(ring),
     }
 }
 
@@ -76,15 +135,24 @@ fn register_arena(ring: &IoUring) -> std::io::Result<std::sync::Arc<Arena>> {
 }
 
 impl UringBackend {
-    /// Takes a file over, with at most `depth` requests in flight, or says why this host cannot.
-    pub fn new(mut data: DataFile, depth: u32) -> std::result::Result<Self, Box<(DataFile, Error)>> {
-        let ring = match new_ring(depth.next_power_of_two()) {
+    /// Takes a file over, with at most `depth` requests in flight, or says why this host cannot. If it cannot poll, it
+    /// is interrupted.
+    pub fn new(
+        mut data: DataFile,
+        depth: u32,
+        completion: CompletionMode,
+    ) -> std::result::Result<Self, Box<(DataFile, Error)>> {
+        let entries = depth.next_power_of_two();
+        let polled = (completion == CompletionMode::Polling).then(|| polled_ring(entries, &data));
+        if let Some(Err(reason)) = &polled {
+            data.note_fallback(&format!("completion is by interrupt, not by polling: {reason}"));
+        }
+        let polled = polled.and_then(std::result::Result::ok);
+        let is_polled = polled.is_some();
+        let ring = match polled.map_or_else(|| interrupted_ring(entries, &data), Ok) {
             Ok(ring) => ring,
             Err(error) => return Err(Box::new((data, error))),
         };
-        if let Err(error) = ring.submitter().register_files(&[data.file().as_raw_fd()]) {
-            return Err(Box::new((data, refused(&error))));
-        }
         let arena = match register_arena(&ring) {
             Ok(arena) => Some(arena),
             Err(error) => {
@@ -92,7 +160,7 @@ impl UringBackend {
                 None
             }
         };
-        let ring = FileRing { ring, data, arena, depth: depth as usize };
+        let ring = FileRing { ring, data, arena, depth: depth as usize, is_polled };
         Ok(Self { coordinator: Arc::new(Coordinator::new(ring)) })
     }
 
@@ -156,8 +224,8 @@ impl Backend for UringBackend {
     }
 
     fn info(&self) -> BackendInfo {
-        let FileRing { data, arena, .. } = self.ring();
-        BackendInfo { registered_buffers: arena.is_some(), ..data.info("io_uring") }
+        let FileRing { data, arena, is_polled, .. } = self.ring();
+        BackendInfo { registered_buffers: arena.is_some(), polled: *is_polled, ..data.info("io_uring") }
     }
 
     fn buffer(&self, nbytes: usize) -> AlignedBuffer {
@@ -199,7 +267,7 @@ mod tests {
     fn memory_comes_from_the_registered_arena_while_that_has_room() {
         let directory = tempfile::tempdir().unwrap();
         let data = DataFile::scratch(directory.path(), 1 << 20, DirectIo::Off).unwrap();
-        let Ok(backend) = UringBackend::new(data, 8) else { return };
+        let Ok(backend) = UringBackend::new(data, 8, CompletionMode::Interrupt) else { return };
         let Some(arena) = &backend.ring().arena else { return };
         let (held, more) = (backend.buffer(ARENA_BYTES), backend.buffer(4096));
         assert!(arena.contains(held.as_ptr()) && !arena.contains(more.as_ptr()));
