@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use pyo3::prelude::*;
 use serde_json::{Value, json};
-use tiermem_core::backend::BackendInfo;
+use tiermem_core::backend::{BackendInfo, CompletionMode};
 use tiermem_core::device::{DeviceSnapshot, DeviceSpec, DeviceStats};
 use tiermem_core::embedding::RowType;
 use tiermem_core::serve;
@@ -93,7 +93,7 @@ impl ServeEngine {
             "version": found.version,
             "engine": found.backend.engine,
             "direct": found.backend.direct,
-            "polled": found.backend.polled,
+            "polled": found.backend.completion == CompletionMode::Polling,
             "fallback_reason": found.backend.fallback_reason,
             "devices": devices(self.inner.device(), &found.backend, &found.devices, now_ns),
             "lateness": stats::lateness(&found.lateness),
@@ -244,7 +244,7 @@ impl ServeSimulation {
             direct: false,
             huge_pages: false,
             registered_buffers: false,
-            polled: false,
+            completion: CompletionMode::Interrupt,
             fallback_reason: String::new(),
         };
         Ok(json!({

@@ -7,6 +7,7 @@
 
 use std::collections::VecDeque;
 use std::sync::PoisonError;
+use std::time::{Duration, Instant};
 
 use super::{AlignedBuffer, Extent, IoBatch, Operation};
 use crate::error::{Error, ErrorKind, Result};
@@ -46,8 +47,9 @@ pub(super) trait Ring: Send + Sync {
     /// Tells the kernel of what was pushed. Called under the lock.
     fn submit(&self) -> std::io::Result<()>;
 
-    /// Tells the kernel of what was pushed and returns when a completion is there. Called by the leader, without the lock.
-    fn wait(&self) -> std::io::Result<()>;
+    /// Tells the kernel of what was pushed and returns when a completion is there, or when the limit is over. Called by
+    /// the leader, without the lock.
+    fn wait(&self, limit: Option<Duration>) -> std::io::Result<()>;
 
     /// Takes all completions, as (number, result of the system call). Called under the lock, and by the leader
     /// alone while there is one.
@@ -172,16 +174,21 @@ impl<R: Ring> Coordinator<R> {
 
     /// The outcome of a flight, driving the ring until it is there.
     fn wait(&self, number: usize) -> (IoBatch, Result<()>) {
-        let mut state = self.drive(|state| state.flights[number].as_ref().is_none_or(Flight::is_done));
+        let mut state = self.drive(None, |state| state.is_done(number));
         match state.flights[number].take() {
             Some(Flight { batch, error, .. }) => (batch, error.map_or(Ok(()), Err)),
             None => (empty_batch(), Err(Error::new(ErrorKind::Closed, "the outcome of a batch was taken twice"))),
         }
     }
 
+    /// Drives the ring until a flight is done, or for so long; whether it is done.
+    fn wait_for(&self, number: usize, limit: Duration) -> bool {
+        self.drive(Some(limit), |state| state.is_done(number)).is_done(number)
+    }
+
     /// Returns when nothing is in flight any more.
     pub(super) fn drain(&self) {
-        drop(self.drive(|state| state.flights.iter().flatten().all(Flight::is_done)));
+        drop(self.drive(None, |state| state.flights.iter().flatten().all(Flight::is_done)));
     }
 
     /// Nobody will ask for this flight.
@@ -199,19 +206,27 @@ impl<R: Ring> Coordinator<R> {
         }
     }
 
-    fn drive(&self, is_over: impl Fn(&State) -> bool) -> MutexGuard<'_, State> {
+    /// Drives the ring until it is over, or for so long.
+    fn drive(&self, limit: Option<Duration>, is_over: impl Fn(&State) -> bool) -> MutexGuard<'_, State> {
+        let began = limit.map(|_| Instant::now());
+        let left = || limit.zip(began).map(|(limit, began)| limit.saturating_sub(began.elapsed()));
         let mut state = self.lock();
         loop {
             if state.led {
-                if is_over(&state) {
+                let left = left();
+                if is_over(&state) || left.is_some_and(|left| left.is_zero()) {
                     return state;
                 }
-                state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+                state = match left {
+                    None => self.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
+                    Some(left) => self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0,
+                };
                 continue;
             }
             state.take_completions(&self.ring);
             state.hand_over(&self.ring);
-            if is_over(&state) {
+            let left = left();
+            if is_over(&state) || left.is_some_and(|left| left.is_zero()) {
                 // What was handed over above must not stay unknown to the kernel.
                 if let Err(error) = self.ring.submit() {
                     state.note_failure(&error);
@@ -220,7 +235,7 @@ impl<R: Ring> Coordinator<R> {
             }
             state.led = true;
             drop(state);
-            let waited = self.ring.wait();
+            let waited = self.ring.wait(left);
             state = self.lock();
             state.led = false;
             if let Err(error) = waited {
@@ -232,6 +247,10 @@ impl<R: Ring> Coordinator<R> {
 }
 
 impl State {
+    fn is_done(&self, flight: usize) -> bool {
+        self.flights[flight].as_ref().is_none_or(Flight::is_done)
+    }
+
     /// Gives the ring as much as it takes, oldest flight first.
     fn hand_over<R: Ring>(&mut self, ring: &R) {
         let mut pushed = 0;
@@ -336,12 +355,17 @@ fn duplicate(error: &std::io::Error) -> std::io::Error {
 /// What an `InFlight` asks of the ring that its batch is on.
 trait Waiting: Send + Sync {
     fn wait(&self, number: usize) -> (IoBatch, Result<()>);
+    fn wait_for(&self, number: usize, limit: Duration) -> bool;
     fn abandon(&self, number: usize);
 }
 
 impl<R: Ring> Waiting for Coordinator<R> {
     fn wait(&self, number: usize) -> (IoBatch, Result<()>) {
         Self::wait(self, number)
+    }
+
+    fn wait_for(&self, number: usize, limit: Duration) -> bool {
+        Self::wait_for(self, number, limit)
     }
 
     fn abandon(&self, number: usize) {
@@ -377,6 +401,16 @@ impl InFlight {
             Progress::Done(batch, result) => (batch, result),
             Progress::OnRing(ring, number) => ring.wait(number),
             Progress::Taken => unreachable!("only `wait` takes the progress, and it consumes the handle"),
+        }
+    }
+}
+
+impl InFlight {
+    /// Blocks until the batch was moved or failed, but no longer than `limit`; whether it was.
+    pub fn wait_for(&self, limit: Duration) -> bool {
+        match &self.0 {
+            Progress::OnRing(ring, number) => ring.wait_for(*number, limit),
+            Progress::Done(..) | Progress::Taken => true,
         }
     }
 }
@@ -423,7 +457,7 @@ mod tests {
             if refuses { Err(std::io::Error::from_raw_os_error(libc::EPERM)) } else { Ok(()) }
         }
 
-        fn wait(&self) -> std::io::Result<()> {
+        fn wait(&self, _: Option<Duration>) -> std::io::Result<()> {
             self.refuses.store(true, Ordering::Relaxed);
             self.submit()
         }
@@ -440,6 +474,62 @@ mod tests {
         fn failed(&self, _: Operation, error: std::io::Error, _: &Extent) -> Error {
             Error::io("moving", error)
         }
+    }
+
+    /// A kernel that completes nothing until it is told to.
+    #[derive(Default)]
+    struct SlowRing {
+        pushed: std::sync::Mutex<Vec<u64>>,
+        completes: AtomicBool,
+    }
+
+    impl Ring for SlowRing {
+        fn depth(&self) -> usize {
+            4
+        }
+
+        fn group(&self) -> usize {
+            1
+        }
+
+        unsafe fn push(&self, number: u64, _: Piece) {
+            self.pushed.lock().unwrap_or_else(PoisonError::into_inner).push(number);
+        }
+
+        fn submit(&self) -> std::io::Result<()> {
+            Ok(())
+        }
+
+        fn wait(&self, limit: Option<Duration>) -> std::io::Result<()> {
+            assert!(limit.is_some() || self.completes.load(Ordering::Relaxed), "this would hang");
+            Ok(())
+        }
+
+        fn take(&self, completions: &mut Vec<(u64, i32)>) {
+            if self.completes.load(Ordering::Relaxed) {
+                let pushed = std::mem::take(&mut *self.pushed.lock().unwrap_or_else(PoisonError::into_inner));
+                completions.extend(pushed.into_iter().map(|number| (number, 8)));
+            }
+        }
+
+        fn failed(&self, _: Operation, error: std::io::Error, _: &Extent) -> Error {
+            Error::io("moving", error)
+        }
+    }
+
+    #[test]
+    fn a_bounded_wait_ends_without_the_batch_and_the_batch_can_still_be_waited_for() {
+        let coordinator = Arc::new(Coordinator::new(SlowRing::default()));
+        let extents = vec![Extent { offset: 0, buffer_offset: 0, nbytes: 8 }; 6];
+        let batch = IoBatch { buffer: AlignedBuffer::zeroed(8), extents };
+        let in_flight = InFlight::on_ring(&coordinator, coordinator.start(Operation::Read, batch));
+        assert!(!in_flight.wait_for(Duration::ZERO));
+        assert!(!in_flight.wait_for(Duration::from_micros(50)));
+        coordinator.ring().completes.store(true, Ordering::Relaxed);
+        assert!(in_flight.wait_for(Duration::from_secs(3600)));
+        assert!(in_flight.wait_for(Duration::ZERO), "it can be asked again");
+        in_flight.wait().1.unwrap();
+        assert!(InFlight::done(empty_batch(), Ok(())).wait_for(Duration::ZERO));
     }
 
     #[test]

@@ -82,7 +82,7 @@ impl Ring for SimulatedRing {
         Ok(())
     }
 
-    fn wait(&self) -> std::io::Result<()> {
+    fn wait(&self, _: Option<std::time::Duration>) -> std::io::Result<()> {
         let mut kernel = self.kernel.lock().unwrap();
         assert!(!std::mem::replace(&mut kernel.waiting, true), "one leader at a time");
         let pushed = std::mem::take(&mut kernel.pushed);

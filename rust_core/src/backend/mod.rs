@@ -64,8 +64,8 @@ pub struct BackendInfo {
     pub huge_pages: bool,
     /// Whether the kernel knows the memory that `buffer` gives by number.
     pub registered_buffers: bool,
-    /// Whether completions are polled for.
-    pub polled: bool,
+    /// How completions are learnt of.
+    pub completion: CompletionMode,
     /// Why this engine or mode runs instead of the one preferred; empty if it is the preferred one.
     pub fallback_reason: String,
 }
@@ -77,7 +77,7 @@ impl BackendInfo {
             direct: false,
             huge_pages: false,
             registered_buffers: false,
-            polled: false,
+            completion: CompletionMode::Interrupt,
             fallback_reason: String::new(),
         }
     }

@@ -4,6 +4,7 @@
 
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
+use std::time::Duration;
 
 use io_uring::{IoUring, Probe, opcode, types};
 
@@ -40,7 +41,7 @@ struct FileRing {
     data: DataFile,
     arena: Option<std::sync::Arc<Arena>>,
     depth: usize,
-    is_polled: bool,
+    completion: CompletionMode,
 }
 
 /// `Ok` if this host has an `io_uring` with what the backend needs, else why not.
@@ -97,7 +98,7 @@ fn polled_ring(entries: u32, data: &DataFile) -> std::result::Result<IoUring, St
     if data.len_bytes() < PROBE_BYTES as u64 {
         return Err("the file is too short to try".into());
     }
-    let ring = new_ring(entries, CompletionMode::Polling).map_err(|error| error.to_string())?;
+    let mut ring = new_ring(entries, CompletionMode::Polling).map_err(|error| error.to_string())?;
     let failed = |error: std::io::Error| format!("this filesystem or its drive cannot: {error}");
     ring.submitter().register_files(&[data.file().as_raw_fd()]).map_err(failed)?;
     let mut block = AlignedBuffer::zeroed(PROBE_BYTES);
@@ -106,17 +107,21 @@ fn polled_ring(entries: u32, data: &DataFile) -> std::result::Result<IoUring, St
         data.file().write_all_at(&block, 0).map_err(failed)?;
     }
     let entry = opcode::Read::new(FILE, block.as_mut_ptr(), PROBE_BYTES as u32).build();
-    // SAFETY: nobody else has the ring, and the memory is there until the completion.
-    let pushed = unsafe { ring.submission_shared().push(&entry) };
+    // SAFETY: the memory is there until the completion.
+    let pushed = unsafe { ring.submission().push(&entry) };
     pushed.map_err(|error| error.to_string())?;
     // Who polls comes back early if the kernel has other work.
-    let polls = std::iter::repeat_with(|| ring.submit_and_wait(1)).take(PROBE_POLLS_MAX);
-    // SAFETY: nobody else has the ring.
-    let next = || unsafe { ring.completion_shared() }.next();
-    let Some(completion) = polls.map_while(std::io::Result::ok).find_map(|_| next()) else {
-        // The kernel may still move it.
-        std::mem::forget(block);
-        return Err("this filesystem or its drive completes nothing that is polled for".into());
+    let mut polls = 0..PROBE_POLLS_MAX;
+    let completion = loop {
+        let may_go_on = polls.next().is_some() && ring.submit_and_wait(1).is_ok();
+        if let Some(completion) = ring.completion().next() {
+            break completion;
+        }
+        if !may_go_on {
+            // The kernel may still move it.
+            std::mem::forget(block);
+            return Err("this filesystem or its drive completes nothing that is polled for".into());
+        }
     };
     match completion.result() {
         code if code < 0 => Err(failed(std::io::Error::from_raw_os_error(-code))),
@@ -148,7 +153,7 @@ impl UringBackend {
             data.note_fallback(&format!("completion is by interrupt, not by polling: {reason}"));
         }
         let polled = polled.and_then(std::result::Result::ok);
-        let is_polled = polled.is_some();
+        let completion = if polled.is_some() { CompletionMode::Polling } else { CompletionMode::Interrupt };
         let ring = match polled.map_or_else(|| interrupted_ring(entries, &data), Ok) {
             Ok(ring) => ring,
             Err(error) => return Err(Box::new((data, error))),
@@ -160,7 +165,7 @@ impl UringBackend {
                 None
             }
         };
-        let ring = FileRing { ring, data, arena, depth: depth as usize, is_polled };
+        let ring = FileRing { ring, data, arena, depth: depth as usize, completion };
         Ok(Self { coordinator: Arc::new(Coordinator::new(ring)) })
     }
 
@@ -199,8 +204,18 @@ impl Ring for FileRing {
         self.ring.submitter().submit().map(drop)
     }
 
-    fn wait(&self) -> std::io::Result<()> {
-        self.ring.submit_and_wait(1).map(drop)
+    fn wait(&self, limit: Option<Duration>) -> std::io::Result<()> {
+        let submitter = self.ring.submitter();
+        let Some(limit) = limit else { return submitter.submit_and_wait(1).map(drop) };
+        if self.completion == CompletionMode::Polling || !self.ring.params().is_feature_ext_arg() {
+            // Takes what is there; the caller knows how late it is.
+            return submitter.submit().map(drop);
+        }
+        let limit = types::Timespec::from(limit);
+        match submitter.submit_with_args(1, &types::SubmitArgs::new().timespec(&limit)) {
+            Err(error) if error.raw_os_error() == Some(libc::ETIME) => Ok(()),
+            done => done.map(drop),
+        }
     }
 
     fn take(&self, completions: &mut Vec<(u64, i32)>) {
@@ -224,8 +239,8 @@ impl Backend for UringBackend {
     }
 
     fn info(&self) -> BackendInfo {
-        let FileRing { data, arena, is_polled, .. } = self.ring();
-        BackendInfo { registered_buffers: arena.is_some(), polled: *is_polled, ..data.info("io_uring") }
+        let &FileRing { ref data, ref arena, completion, .. } = self.ring();
+        BackendInfo { registered_buffers: arena.is_some(), completion, ..data.info("io_uring") }
     }
 
     fn buffer(&self, nbytes: usize) -> AlignedBuffer {

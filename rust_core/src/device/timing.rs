@@ -233,16 +233,29 @@ impl Schedule {
 
     /// Runs until all requests of the batch have completed; gives that time and frees the handle.
     pub fn finish(&mut self, handle: BatchHandle) -> u64 {
-        while self.batches[handle.0 as usize].remaining > 0 {
-            let (at_ps, device, limit_ps) = self.next_event();
-            if at_ps == u64::MAX {
-                debug_assert!(false, "an unfinished batch has an event ahead");
-                break;
+        let found = self.first_of(&[handle], u64::MAX);
+        debug_assert!(found.is_some(), "an unfinished batch has an event ahead");
+        found.map_or(self.processed_ps.div_ceil(PS_PER_NS), |(_, at_ns)| at_ns)
+    }
+
+    /// Runs until one of the batches has completed, but no further than `limit_ns`; gives its position and that time, and
+    /// frees its handle. The other handles are as they were.
+    pub fn first_of(&mut self, handles: &[BatchHandle], limit_ns: u64) -> Option<(usize, u64)> {
+        let limit_ps = limit_ns.saturating_mul(PS_PER_NS);
+        loop {
+            let of = |handle: &BatchHandle| &self.batches[handle.0 as usize];
+            let done = handles.iter().enumerate().filter(|(_, handle)| of(handle).remaining == 0);
+            let first = done.map(|(position, handle)| (of(handle).completed_ps, position)).min();
+            if let Some((at_ps, position)) = first.filter(|&(at_ps, _)| at_ps <= limit_ps) {
+                self.free_batches.push(handles[position].0);
+                return Some((position, at_ps.div_ceil(PS_PER_NS)));
             }
-            self.process(device, limit_ps);
+            let (at_ps, device, until_ps) = self.next_event();
+            if at_ps > limit_ps || at_ps == u64::MAX {
+                return None;
+            }
+            self.process(device, until_ps.min(limit_ps));
         }
-        self.free_batches.push(handle.0);
-        self.batches[handle.0 as usize].completed_ps.div_ceil(PS_PER_NS)
     }
 
     /// From now on `next_completion` gives every batch that is not detached; `finish` is for nobody then.

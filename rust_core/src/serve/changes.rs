@@ -184,7 +184,7 @@ impl Engine {
             let requests: Vec<Request> =
                 (0..devices).flat_map(|device| spans.iter().map(move |span| request(device, span))).collect();
             let mut schedule = locked(&timing.schedule);
-            let batch = schedule.submit(timing.clock.now_ns(), &requests);
+            let batch = schedule.submit(self.clock.now_ns(), &requests);
             schedule.detach(batch);
         }
     }

@@ -3,6 +3,7 @@
 //! docs/design/serving.md says which query sees what.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
@@ -12,17 +13,16 @@ use super::gate::Gate;
 use super::layout::Span;
 use super::lookup::Lookup;
 use super::overlay::Overlay;
+use super::reads::Trailing;
+use super::replicas::{self, PROBE_BYTES};
 use super::residency::{CacheCounters, Residency};
 use super::version::Version;
-use crate::backend::{Backend, BackendConfig, BackendInfo, Extent, open_backend};
+use crate::backend::{Backend, BackendConfig, BackendInfo, Extent};
 use crate::clock::Clock;
 use crate::device::{DeviceKind, DeviceSnapshot, FaultSpec, Lateness, Schedule, TimedDevice};
 use crate::embedding::{Instructions, SimdLevel};
 use crate::error::{Error, ErrorKind, Result};
 use crate::units::round_up;
-
-/// The least that is opened: a page, which any file can be read and written in past the page cache.
-const PROBE_BYTES: u64 = 4096;
 
 /// How time passes for the device under an engine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -44,6 +44,9 @@ pub struct EngineConfig {
     pub serve: ServeConfig,
     /// Where the bytes of the device are.
     pub backend: BackendConfig,
+    /// Directory of the second copy's bytes; `None`: that of the first.
+    #[serde(default)]
+    pub replica_directory: Option<PathBuf>,
     /// How its time passes.
     pub time: DeviceTime,
     /// Versions that can be there at a time: 2 to refresh and to roll back, 1 if tables never change as a whole.
@@ -92,8 +95,12 @@ pub struct EngineTraffic {
     pub reads: u64,
     /// Bytes of the different rows of a query that were missing.
     pub asked_bytes: u64,
-    /// Bytes that crossed the bus.
+    /// Bytes that crossed the bus, those of second copies, too.
     pub bus_bytes: u64,
+    /// Reads that were asked of a second device.
+    pub hedged: u64,
+    /// Of these, the second was first.
+    pub hedged_won: u64,
     /// Blocks that updates wrote.
     pub written_blocks: u64,
 }
@@ -101,7 +108,6 @@ pub struct EngineTraffic {
 /// An emulated device's time.
 pub(super) struct Timing {
     pub(super) schedule: Mutex<Schedule>,
-    pub(super) clock: Clock,
     pub(super) lateness: Mutex<Lateness>,
 }
 
@@ -137,7 +143,12 @@ pub struct Engine {
     pub(super) instructions: Instructions,
     pub(super) backends: Vec<Box<dyn Backend>>,
     pub(super) gate: Gate,
+    /// None if the device is real.
     pub(super) timing: Option<Timing>,
+    pub(super) clock: Clock,
+    /// What offsets and lengths are multiples of, on all devices.
+    alignment_bytes: u64,
+    pub(super) trailing: Mutex<Vec<Trailing>>,
     pub(super) region_bytes: u64,
     memory: MemoryUse,
     pub(super) state: Mutex<State>,
@@ -164,10 +175,11 @@ impl Engine {
             let message = format!("versions must be 1 or 2, not {}", config.versions);
             return Err(Error::new(ErrorKind::Config, message));
         }
+        let places = replicas::places(&config)?;
+        let tier = config.serve.device.spec.name.clone();
+        let on_tier = |error: Error| error.with_context("tier", &tier);
         // A file that is read past the page cache moves whole blocks of its own; no block is a part of one.
-        let alignment_bytes = open_backend(&config.backend, PROBE_BYTES)
-            .map_err(|error| error.with_context("tier", &config.serve.device.spec.name))?
-            .alignment_bytes() as u64;
+        let alignment_bytes = replicas::alignment_bytes(&places).map_err(on_tier)?;
         config.serve.device.block_bytes = config.serve.device.block_bytes.max(alignment_bytes);
         let device = &config.serve.device;
         let memory = config.serve.memory(config.versions as u64)?;
@@ -181,26 +193,19 @@ impl Engine {
                 .with_context("needed_bytes", needed)
                 .with_context("capacity_bytes", device.spec.capacity_bytes));
         }
-        let mut backends = Vec::new();
-        for replica in 0..device.replicas {
-            let backend = open_backend(&config.backend, needed.max(PROBE_BYTES))
-                .map_err(|error| error.with_context("tier", &device.spec.name))?;
-            backends.push(config.faults.over(replica as u64, backend));
-        }
+        let backends = replicas::open(&config, &places, needed.max(PROBE_BYTES)).map_err(on_tier)?;
         let timed = |replica: usize| TimedDevice {
             storms: config.faults.storms(replica as u64),
             ..TimedDevice::new(device.spec.clone())
         };
-        let clock = match config.time {
-            DeviceTime::Real => None,
-            DeviceTime::Wall => Some(Clock::new_wall()),
-            DeviceTime::Virtual => Some(Clock::new_virtual()),
-        };
-        let timing = clock.map(|clock| Timing {
+        let timing = (config.time != DeviceTime::Real).then(|| Timing {
             schedule: Mutex::new(Schedule::new((0..device.replicas).map(timed).collect(), config.seed)),
-            clock,
             lateness: Mutex::default(),
         });
+        let clock = match config.time {
+            DeviceTime::Real | DeviceTime::Wall => Clock::new_wall(),
+            DeviceTime::Virtual => Clock::new_virtual(),
+        };
         let state = State {
             residency: config.serve.residency(&memory, true)?,
             version: None,
@@ -213,9 +218,12 @@ impl Engine {
         };
         Ok(Self {
             instructions: config.simd.map_or_else(|| Ok(Instructions::best()), Instructions::at)?,
-            gate: Gate::new(device.limits, config.serve.tables.len()),
+            gate: Gate::new(device.limits, config.serve.tables.len(), device.replicas),
             backends,
             timing,
+            clock,
+            alignment_bytes,
+            trailing: Mutex::default(),
             region_bytes,
             memory,
             state: Mutex::new(state),
@@ -241,7 +249,7 @@ impl Engine {
 
     /// Spans as requests that the backend takes, where in the buffer each span begins, and the length of that.
     pub(super) fn extents(&self, spans: &[Span]) -> (Vec<Extent>, Vec<usize>, usize) {
-        let alignment = self.backends[0].alignment_bytes() as u64;
+        let alignment = self.alignment_bytes;
         let (mut extents, mut places, mut nbytes) = (Vec::new(), Vec::new(), 0);
         for span in spans {
             let begin = span.offset / alignment * alignment;
@@ -291,7 +299,7 @@ impl Engine {
 
     /// Nanoseconds on the device's clock; 0 if it is real.
     pub fn now_ns(&self) -> u64 {
-        self.timing.as_ref().map_or(0, |timing| timing.clock.now_ns())
+        self.timing.as_ref().map_or(0, |_| self.clock.now_ns())
     }
 
     /// Whether reads are loads of the host.

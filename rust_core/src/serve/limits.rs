@@ -5,6 +5,8 @@ use std::collections::VecDeque;
 
 use serde::Deserialize;
 
+use crate::rng;
+
 /// Reads outstanding at most.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -13,6 +15,15 @@ pub struct ReadLimits {
     pub per_table: u32,
     /// Of all tables together.
     pub total: u32,
+}
+
+/// Of one or two devices the one that has less to do; if both have as much, one that depends on the place.
+pub(super) fn idlest(outstanding: &[u32], offset: u64) -> usize {
+    match *outstanding {
+        [first, second] if first == second => rng::mix(offset) as usize % 2,
+        [first, second] => usize::from(second < first),
+        _ => 0,
+    }
 }
 
 /// Reads that wait for their turn, table by table.

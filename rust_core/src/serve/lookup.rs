@@ -1,27 +1,15 @@
 //! One query: what of it is in memory, what is being read, and its pooled rows.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
 use super::engine::{Engine, no_version};
-use super::layout::Span;
 use super::overlay::Overlay;
+use super::reads::Started;
 use super::residency::{Probed, Read, TableBags, reads_of};
 use super::version::Version;
-use crate::backend::{InFlight, IoBatch, Operation};
-use crate::device::{BatchHandle, Request};
 use crate::embedding::{Instructions, PlacedLookup, Pooling, RowShape, place_ids, pool_rows, rows_of_ids};
 use crate::error::{Error, ErrorKind, Result};
-
-/// Reads that were started together.
-struct Started {
-    in_flight: InFlight,
-    numbers: Vec<u32>,
-    /// Where in the buffer the span of each begins.
-    places: Vec<usize>,
-    /// The same reads on the emulated device, and when they were submitted.
-    timed: Option<(BatchHandle, u64)>,
-}
 
 /// The bags of one table.
 struct Bags {
@@ -72,35 +60,14 @@ impl Lookup {
         let waiting = (0..reads.len() as u32).collect();
         let engine = Arc::clone(engine);
         let mut lookup = Self { engine, version, overlay, bags, probed, reads, waiting, started: VecDeque::new() };
-        let numbers = if lookup.engine.is_byte_addressable() {
-            std::mem::take(&mut lookup.waiting)
-        } else {
-            lookup.engine.gate.take(&mut lookup.waiting, &lookup.reads, false)
-        };
-        lookup.start(numbers);
+        lookup.start(false);
         Ok(lookup)
     }
 
-    fn start(&mut self, numbers: Vec<u32>) {
-        if numbers.is_empty() {
-            return;
-        }
-        let engine = &self.engine;
-        let spans: Vec<Span> = numbers.iter().map(|&number| self.reads[number as usize].span).collect();
-        // Reads that start together come from one device, chosen by the first of them.
-        let device = (self.reads[numbers[0] as usize].span.offset / engine.config.serve.device.block_bytes) as usize
-            % engine.backends.len();
-        let timed = engine.timing.as_ref().map(|timing| {
-            let request =
-                |span: &Span| Request { device, operation: Operation::Read, offset: span.offset, nbytes: span.nbytes };
-            let now_ns = timing.clock.now_ns();
-            let requests: Vec<Request> = spans.iter().map(request).collect();
-            (timing.schedule.lock().unwrap_or_else(PoisonError::into_inner).submit(now_ns, &requests), now_ns)
-        });
-        let (extents, places, nbytes) = engine.extents(&spans);
-        let backend = &engine.backends[device];
-        let in_flight = backend.start(Operation::Read, IoBatch { buffer: backend.buffer(nbytes), extents });
-        self.started.push_back(Started { in_flight, numbers, places, timed });
+    /// Starts what may go now of what waits; one read in any case if `at_least_one`.
+    fn start(&mut self, at_least_one: bool) {
+        let taken = self.engine.take_places(&mut self.waiting, &self.reads, at_least_one);
+        self.started.extend(self.engine.start(&taken, &self.reads));
     }
 
     /// The number of the version that it sees.
@@ -179,14 +146,14 @@ impl Lookup {
     /// Those of the device, whose name is with them.
     pub fn wait(&mut self) -> Result<()> {
         loop {
+            self.started.iter_mut().for_each(|started| self.engine.hedge(started, &self.reads));
             while let Some(started) = self.started.pop_front() {
                 self.take(started)?;
             }
             if self.waiting.is_empty() {
                 return Ok(());
             }
-            let numbers = self.engine.gate.take(&mut self.waiting, &self.reads, true);
-            self.start(numbers);
+            self.start(true);
         }
     }
 
@@ -216,17 +183,12 @@ impl Lookup {
 
     /// Waits for reads and copies the rows that they brought to where they are needed.
     fn take(&mut self, started: Started) -> Result<()> {
-        let Started { in_flight, numbers, places, timed } = started;
-        let (batch, result) = in_flight.wait();
-        self.wait_until_due(timed, numbers.len() as u64);
-        if !self.engine.is_byte_addressable() {
-            self.engine.gate.give_back(&numbers, &self.reads);
-        }
-        result.map_err(|error| self.engine.on_device(error))?;
         let mut place_of = vec![None; self.reads.len()];
-        for (&number, &place) in numbers.iter().zip(&places) {
+        for (&number, &place) in started.numbers.iter().zip(&started.places) {
             place_of[number as usize] = Some(place);
         }
+        let (batch, result) = self.engine.settle(started, &self.reads);
+        result.map_err(|error| self.engine.on_device(error))?;
         for probed in &mut self.probed {
             let row_bytes = self.engine.config.serve.tables[probed.table].row_bytes() as usize;
             let layout = &self.version.layouts[probed.table];
@@ -239,16 +201,6 @@ impl Lookup {
             }
         }
         Ok(())
-    }
-
-    fn wait_until_due(&self, timed: Option<(BatchHandle, u64)>, requests: u64) {
-        if let (Some(timing), Some((batch, submitted_ns))) = (&self.engine.timing, timed) {
-            let due_ns = timing.schedule.lock().unwrap_or_else(PoisonError::into_inner).finish(batch);
-            timing.clock.wait_until(due_ns);
-            let now_ns = timing.clock.now_ns();
-            let mut lateness = timing.lateness.lock().unwrap_or_else(PoisonError::into_inner);
-            lateness.record(requests, submitted_ns, due_ns, if timing.clock.is_virtual() { due_ns } else { now_ns });
-        }
     }
 
     /// Keeps what was read and pooled, if its version is still served.
@@ -280,14 +232,8 @@ impl Lookup {
 impl Drop for Lookup {
     /// Nothing is left behind: reads under way are waited for, places are given back, and whoever waits for this query goes on.
     fn drop(&mut self) {
-        while let Some(Started { in_flight, numbers, timed, .. }) = self.started.pop_front() {
-            drop(in_flight.wait());
-            if let (Some(timing), Some((batch, _))) = (&self.engine.timing, timed) {
-                timing.schedule.lock().unwrap_or_else(PoisonError::into_inner).detach(batch);
-            }
-            if !self.engine.is_byte_addressable() {
-                self.engine.gate.give_back(&numbers, &self.reads);
-            }
+        while let Some(started) = self.started.pop_front() {
+            self.engine.abandon(started, &self.reads);
         }
         let mut state = self.engine.lock();
         if let Some(count) = state.in_flight.get_mut(&self.overlay.number) {

@@ -16,6 +16,8 @@ mod mapped;
 mod overlay;
 mod pooled_cache;
 mod queries;
+mod reads;
+mod replicas;
 mod residency;
 mod row_cache;
 mod run;

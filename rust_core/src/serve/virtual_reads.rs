@@ -4,10 +4,9 @@ use serde::Serialize;
 
 use super::config::DeviceUse;
 use super::layout::Span;
-use super::limits::Limiter;
+use super::limits::{Limiter, idlest};
 use super::residency::Read;
 use crate::device::{DeviceKind, DeviceSnapshot, FaultSpec, Operation, Request, Schedule, TimedDevice};
-use crate::rng;
 
 /// What was read.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
@@ -118,11 +117,7 @@ impl VirtualReads {
     fn go(&mut self, now_ns: u64) {
         while let Some(number) = self.limiter.next() {
             let Pending { read, generation, .. } = self.pending[number as usize];
-            let device = match *self.outstanding {
-                [first, second] if first == second => rng::mix(read.span.offset) as usize % 2,
-                [first, second] => usize::from(second < first),
-                _ => 0,
-            };
+            let device = idlest(&self.outstanding, read.span.offset);
             self.pending[number as usize].device = device;
             self.send(now_ns, number, device);
             if let Some(after_ns) = self.hedge_after_ns {
