@@ -2,11 +2,14 @@
 
 import contextlib
 import dataclasses
+import itertools
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
+
+_NUMBERS = itertools.count()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,12 +53,13 @@ def _own_groups() -> Iterator[tuple[int, Path]]:
 def memory_group(limit_bytes: int) -> Iterator[MemoryGroup]:
     """A group below that of this process, gone afterwards."""
     refusals = []
+    name = f"tiermem-bench-{os.getpid()}-{next(_NUMBERS)}"
     try:
         own = sorted(_own_groups())
     except OSError as error:
         own, refusals = [], [str(error)]
     for version, parent in own:
-        path = parent / f"tiermem-bench-{os.getpid()}"
+        path = parent / name
         try:
             path.mkdir()
             limit = "memory.limit_in_bytes" if version == 1 else "memory.max"

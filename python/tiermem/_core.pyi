@@ -48,8 +48,8 @@ def error_classes() -> list[tuple[str, str]]:
 def io_uring_refusal() -> str | None:
     """Why this host has no usable io_uring; `None` if it has."""
 
-def probe_directory(directory: str | PathLike[str]) -> tuple[str | None, int, bool]:
-    """(why a directory refuses O_DIRECT, alignment of transfers in bytes, whether buffers are registered)."""
+def probe_directory(directory: str | PathLike[str]) -> tuple[str | None, int, bool, str | None]:
+    """(why a directory refuses O_DIRECT, alignment of transfers, are buffers registered, why not polled)."""
 
 def huge_pages_allowed() -> bool:
     """Whether the kernel gives huge pages to memory that asks for them."""

@@ -228,7 +228,7 @@ def test_a_byte_addressable_tier_in_a_file_needs_the_page_cache(direct: Any, tmp
         backend = tm.BackendConfig(engine="file", directory=str(tmp_path), direct=direct)
         return _hierarchy(home="cxl-asic", at_home={"backend": backend})
 
-    refusal, _, _ = _core.probe_directory(tmp_path)
+    refusal, _, _, _ = _core.probe_directory(tmp_path)
     if refusal is None:
         with pytest.raises(ConfigError, match=r'use engine = "ram", or direct = "off".*tier=home'):
             _open(hierarchy(direct))

@@ -54,6 +54,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         {"clock": "wall"},
         {"clock": "real", "versions": 2, "memory__budget": 150_000},
         {"device__spec": "cxl-asic", "memory__pooled_share": 0.0},
+        {"device__replicas": 2, "device__hedge_after": "0us", "memory__pooled_share": 0.0},
     ],
 )
 def test_answers_are_those_of_torch(model: Path, changes: dict[str, Any]) -> None:
@@ -75,6 +76,25 @@ def test_answers_are_those_of_torch(model: Path, changes: dict[str, Any]) -> Non
     if any(table.placement != "fixed" for table in engine.tables):
         assert stats.reads > 0, "rows were read from the device"
         assert stats.bus_bytes >= stats.asked_bytes > 0
+    assert stats.hedged_won <= stats.hedged
+    assert (stats.hedged > 0) == (engine.config.device.hedge_after is not None)
+
+
+def test_a_real_device_is_polled_or_it_is_said_why_not(model: Path, tmp_path: Path) -> None:
+    backend = {"engine": "auto", "directory": str(tmp_path)}
+    asked = {"clock": "real", "device__backend": backend, "memory__budget": 120_000}
+    for completion in ("polling", "interrupt"):
+        engine = open_engine(model, device__completion=completion, **asked)
+        each = query(3)
+        plain = plain_logits(each, weights(1), dense_parts(1))
+        torch.testing.assert_close(engine.predict([each])[0].unwrap(), plain, rtol=0, atol=1e-5)
+        stats = engine.stats()
+        is_io_uring = stats.engine == "io_uring"
+        assert not stats.polled or (completion == "polling" and is_io_uring)
+        if is_io_uring:
+            assert ("not by polling" in stats.fallback_reason) == (
+                completion == "polling" and not stats.polled
+            )
 
 
 def test_at_any_batch_size_logits_are_those_of_one_batch(model: Path) -> None:
@@ -221,6 +241,7 @@ def test_a_failing_device_fails_queries_that_need_it(model: Path) -> None:
         ({"device__hedge_after": "1ms"}, ConfigError, "replicas"),
         ({"versions": 2, "memory__budget": 60_000}, CapacityError, "versions = 1"),
         ({"device__block_bytes": 500}, ConfigError, "block_bytes"),
+        ({"clock": "real", "device__replicas": 2}, ConfigError, "replica_directory"),
     ],
 )
 def test_wrong_engines_are_refused(

@@ -42,6 +42,7 @@ def _run(options: argparse.Namespace) -> int:
         aligned = f"yes, in multiples of {report.alignment_bytes} bytes"
         output.result(f"O_DIRECT         {report.direct_io_refusal or aligned}")
         output.result(f"fixed buffers    {'yes' if report.registered_buffers else 'no'}")
+        output.result(f"polled I/O       {report.polling_refusal or 'yes'}")
     output.result(f"sleep of 100 us  overshoots by {report.sleep_overshoot_us:.0f} us; waits spin at the end")
     warning = "" if report.build_profile == "release" else ": do not benchmark it"
     output.result(f"extension        {report.build_profile} build{warning}")

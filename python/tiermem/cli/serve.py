@@ -79,8 +79,9 @@ def _run(options: argparse.Namespace) -> int:
     stats = engine.stats()
     output.table(memory_table(stats.memory))
     output.result(
-        f"bytes move by {stats.engine}{', past the page cache' if stats.direct else ''};"
-        f" time of the device: {config.clock}"
+        f"bytes move by {stats.engine}{', past the page cache' if stats.direct else ''}"
+        f"{', polled' if stats.polled else ''}; time of the device: {config.clock}"
+        + (f"; {stats.hedged:,} reads asked for twice" if stats.hedged else "")
         + (f"; {stats.fallback_reason}" if stats.fallback_reason else "")
     )
     output.document(

@@ -95,9 +95,12 @@ class ServeDeviceConfig(Config):
     hedge_after: DurationNs | None = None
     """After this long a read is asked of the second device, too; `None`: never."""
     completion: Literal["interrupt", "polling"] = "polling"
-    """How the host learns that a read is done; decides what it spends on it."""
+    """How the host learns that a read is done: what that costs in virtual time. A real device is polled if
+    kernel, filesystem and driver can; the statistics say why not."""
     backend: BackendConfig = BackendConfig()
     """Where its bytes really are, for an engine that moves them."""
+    replica_directory: str | None = None
+    """Directory of the second copy; real devices need one on another device. `None`: that of the first."""
     faults: FaultConfig = FaultConfig()
     """Injected faults."""
 

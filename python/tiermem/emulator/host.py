@@ -28,6 +28,8 @@ class HostReport:
     """What direct transfers to files in the directory must be multiples of."""
     registered_buffers: bool
     """Whether the kernel pins memory for io_uring, rather than at every request."""
+    polling_refusal: str
+    """Why io_uring cannot poll for completions here; only drives whose driver has polled queues can."""
     huge_pages: bool
     """Whether the kernel gives huge pages to memory that asks for them."""
     free_bytes: int
@@ -38,12 +40,12 @@ class HostReport:
 
 def probe_host(directory: Path) -> HostReport:
     """Probes the host, with `directory` for scratch files."""
-    refusal, direct, free = "", "", 0
+    refusal, direct, unpolled, free = "", "", "", 0
     alignment, registered = 1, False
     try:
         free = _core.free_bytes(directory)
-        found, alignment, registered = _core.probe_directory(directory)
-        direct = found or ""
+        direct_refusal, alignment, registered, polling_refusal = _core.probe_directory(directory)
+        direct, unpolled = direct_refusal or "", polling_refusal or ""
     except (TiermemError, OSError) as error:
         refusal = str(error)
     memory = psutil.virtual_memory()
@@ -57,6 +59,7 @@ def probe_host(directory: Path) -> HostReport:
         direct_io_refusal=direct,
         alignment_bytes=alignment,
         registered_buffers=registered,
+        polling_refusal=unpolled,
         huge_pages=_core.huge_pages_allowed(),
         free_bytes=free,
         sleep_overshoot_us=_sleep_overshoot_us(),

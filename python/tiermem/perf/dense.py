@@ -37,6 +37,43 @@ def _layers(widths: Sequence[int]) -> list[tuple[int, int]]:
     return list(itertools.pairwise(widths))
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Part:
+    """Layers, and what else is computed for a sample."""
+
+    layers: list[tuple[int, int]]
+    flops: int = 0
+    activations: int = 0
+
+    def parameters(self) -> int:
+        return sum(inputs * outputs + outputs for inputs, outputs in self.layers)
+
+    def sample_flops(self) -> int:
+        return self.flops + sum(2 * inputs * outputs for inputs, outputs in self.layers)
+
+    def sample_activations(self) -> int:
+        return self.activations + sum(inputs + outputs for inputs, outputs in self.layers)
+
+
+def _parts(model: ModelConfig, dense_features: int, sparse_features: int) -> tuple[_Part, _Part]:
+    """The dense arch; the interaction with the over arch."""
+    vectors = sparse_features + 1
+    crossed = model.dim + vectors * (vectors - 1) // 2
+    return (
+        _Part(_layers([max(1, dense_features), *model.dense_layers, model.dim])),
+        _Part(
+            _layers([crossed, *model.over_layers, 1]),
+            flops=2 * vectors**2 * model.dim,
+            activations=vectors * model.dim + vectors**2,
+        ),
+    )
+
+
+def _cost(part: _Part, batch: int, passes: int = 1, parameter_passes: int = 1) -> DenseCost:
+    floats = part.parameters() * parameter_passes + 2 * batch * part.sample_activations() * passes
+    return DenseCost(flops=batch * part.sample_flops() * passes, nbytes=_BYTES_PER_FLOAT * floats)
+
+
 def dense_cost(
     model: ModelConfig, *, dense_features: int, sparse_features: int, batch: int, training: bool
 ) -> DenseCost:
@@ -44,40 +81,18 @@ def dense_cost(
 
     A multiply-add is two FLOPs. Bytes: parameters, and activations written and read once per pass.
     """
-    vectors = sparse_features + 1
-    crossed = model.dim + vectors * (vectors - 1) // 2
-    layers = _layers([max(1, dense_features), *model.dense_layers, model.dim])
-    layers += _layers([crossed, *model.over_layers, 1])
-    parameters = sum(inputs * outputs + outputs for inputs, outputs in layers)
-    per_sample = sum(2 * inputs * outputs for inputs, outputs in layers) + 2 * vectors**2 * model.dim
-    activations = sum(inputs + outputs for inputs, outputs in layers) + vectors * model.dim + vectors**2
     passes = 1 + _BACKWARD_FLOPS_PER_FORWARD if training else 1
     parameter_passes = _PARAMETER_PASSES_TRAINING if training else 1
-    return DenseCost(
-        flops=batch * per_sample * passes,
-        nbytes=_BYTES_PER_FLOAT * (parameters * parameter_passes + 2 * batch * activations * passes),
+    lower, upper = (
+        _cost(part, batch, passes, parameter_passes)
+        for part in _parts(model, dense_features, sparse_features)
     )
+    return DenseCost(flops=lower.flops + upper.flops, nbytes=lower.nbytes + upper.nbytes)
 
 
 def serving_costs(
     model: ModelConfig, *, dense_features: int, sparse_features: int, candidates: int
 ) -> tuple[DenseCost, DenseCost]:
-    """The dense arch for the one user of a query, and interaction and over arch for all its candidates.
-
-    A multiply-add is two FLOPs. Bytes: parameters, and activations written and read.
-    """
-    vectors = sparse_features + 1
-    crossed = model.dim + vectors * (vectors - 1) // 2
-    lower = _layers([max(1, dense_features), *model.dense_layers, model.dim])
-    upper = _layers([crossed, *model.over_layers, 1])
-
-    def cost(layers: list[tuple[int, int]], batch: int, flops: int, activations: int) -> DenseCost:
-        parameters = sum(inputs * outputs + outputs for inputs, outputs in layers)
-        flops += sum(2 * inputs * outputs for inputs, outputs in layers)
-        activations += sum(inputs + outputs for inputs, outputs in layers)
-        return DenseCost(
-            flops=batch * flops, nbytes=_BYTES_PER_FLOAT * (parameters + 2 * batch * activations)
-        )
-
-    interaction = (2 * vectors**2 * model.dim, vectors * model.dim + vectors**2)
-    return cost(lower, 1, 0, 0), cost(upper, candidates, *interaction)
+    """The dense arch for the one user of a query, and interaction and over arch for all its candidates."""
+    lower, upper = _parts(model, dense_features, sparse_features)
+    return _cost(lower, 1), _cost(upper, candidates)

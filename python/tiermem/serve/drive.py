@@ -1,9 +1,10 @@
 """Open-loop load on an engine in wall time while its tables change, and every answer checked."""
 
 import dataclasses
-import threading
+import itertools
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import numpy.typing as npt
@@ -50,40 +51,14 @@ class Driven:
         return float(np.quantile(self.latency_ms, share))
 
 
-class _Load:
-    """What the threads of a load share."""
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Asked:
+    """An answer, and the first and the last state that the tables can have had meanwhile."""
 
-    def __init__(self, engine: Engine, queries: Sequence[Query], states: list[PlainModel]) -> None:
-        self.engine = engine
-        self.queries = queries
-        self.states = states
-        self.lock = threading.Lock()
-        self.next = 0
-        self.begun = 0
-        """Changes that were begun: answers may be of any of their states."""
-        self.acknowledged = 0
-        """Changes that were acknowledged: answers are of no state before."""
-        self.counts = [0] * len(states)
-        self.refused = self.wrong = 0
-
-    def take(self) -> int:
-        with self.lock:
-            self.next += 1
-            return self.next - 1
-
-    def check(self, query: Query, answer: Answer, first: int, last: int) -> None:
-        """Compares an answer with the states between two moments."""
-        if answer.logits is None:
-            with self.lock:
-                self.refused += 1
-            return
-        for state in range(last, first - 1, -1):
-            if bool((self.states[state].logits(query) - answer.logits).abs().max() <= _TOLERANCE):
-                with self.lock:
-                    self.counts[state] += 1
-                return
-        with self.lock:
-            self.wrong += 1
+    number: int
+    answer: Answer
+    first: int
+    last: int
 
 
 def drive(
@@ -99,7 +74,7 @@ def drive(
 ) -> Driven:
     """Runs a load in real time. Changes come one after the other, evenly over its length.
 
-    Arrivals are Poisson and wait for nobody; an answer is checked outside of its latency.
+    Arrivals are Poisson and wait for nobody; answers are checked when all are there.
 
     Args:
         engine: what answers.
@@ -114,41 +89,57 @@ def drive(
     count = max(1, round(queries_per_s * seconds))
     arrivals = np.cumsum(np.random.default_rng(seed).exponential(1 / queries_per_s, count))
     latency_ms = np.zeros(count)
-    load = _Load(engine, queries, [before, *(change.after for change in changes)])
+    numbers = itertools.count()
+    # Changes begun, of which an answer may be, and acknowledged, before which none may be.
+    begun = acknowledged = 0
+    took = []
     began = time.perf_counter()
 
-    def work() -> None:
-        while (number := load.take()) < count:
+    def work() -> list[_Asked]:
+        asked = []
+        while (number := next(numbers)) < count:
             wait_s = arrivals[number] - (time.perf_counter() - began)
             if wait_s > 0:
                 time.sleep(wait_s)
-            query = queries[number % len(queries)]
-            first = load.acknowledged
-            answer = engine.predict([query])[0]
+            first = acknowledged
+            answer = engine.predict([queries[number % len(queries)]])[0]
             latency_ms[number] = (time.perf_counter() - began - arrivals[number]) * 1e3
-            load.check(query, answer, first, load.begun)
+            asked.append(_Asked(number, answer, first, begun))
+        return asked
 
-    workers = [threading.Thread(target=work, name=f"tiermem-query-{n}") for n in range(threads)]
-    for worker in workers:
-        worker.start()
-    took = []
-    for number, change in enumerate(changes):
-        due_s = arrivals[-1] * (number + 1) / (len(changes) + 1)
-        time.sleep(max(0.0, due_s - (time.perf_counter() - began)))
-        load.begun = number + 1
-        at = time.perf_counter()
-        change.apply()
-        took.append((change.name, time.perf_counter() - at))
-        load.acknowledged = number + 1
-    for worker in workers:
-        worker.join()
+    with ThreadPoolExecutor(threads, thread_name_prefix="tiermem-query") as pool:
+        workers = [pool.submit(work) for _ in range(threads)]
+        for number, change in enumerate(changes, start=1):
+            due_s = arrivals[-1] * number / (len(changes) + 1)
+            time.sleep(max(0.0, due_s - (time.perf_counter() - began)))
+            begun = number
+            at = time.perf_counter()
+            change.apply()
+            took.append((change.name, time.perf_counter() - at))
+            acknowledged = number
+        asked = [each for worker in workers for each in worker.result()]
+    elapsed_s = time.perf_counter() - began
+    states = [before, *(change.after for change in changes)]
+    found = [_state_of(each, queries[each.number % len(queries)], states) for each in asked]
     return Driven(
         queries_per_s=queries_per_s,
         queries=count,
-        refused=load.refused,
-        wrong=load.wrong,
-        states=tuple(load.counts),
-        elapsed_s=time.perf_counter() - began,
+        refused=sum(each.answer.logits is None for each in asked),
+        wrong=sum(
+            state is None and each.answer.logits is not None for each, state in zip(asked, found, strict=True)
+        ),
+        states=tuple(found.count(state) for state in range(len(states))),
+        elapsed_s=elapsed_s,
         latency_ms=latency_ms,
         changes=tuple(took),
     )
+
+
+def _state_of(asked: _Asked, query: Query, states: Sequence[PlainModel]) -> int | None:
+    """The state that an answer is of, the latest first."""
+    if asked.answer.logits is None:
+        return None
+    for state in range(asked.last, asked.first - 1, -1):
+        if bool((states[state].logits(query) - asked.answer.logits).abs().max() <= _TOLERANCE):
+            return state
+    return None

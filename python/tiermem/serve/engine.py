@@ -76,6 +76,10 @@ class EngineStats:
     reads: int
     asked_bytes: int
     bus_bytes: int
+    hedged: int
+    """Reads that were asked of a second device."""
+    hedged_won: int
+    """Of these, the second was first."""
     written_blocks: int
     updated_rows: int
     """That are not yet in their place."""
@@ -83,6 +87,8 @@ class EngineStats:
     engine: str
     """What moves the bytes: ram, file, io_uring."""
     direct: bool
+    polled: bool
+    """Whether the kernel is asked for completions, rather than interrupted."""
     fallback_reason: str
     devices: tuple[DeviceStats, ...]
     """Emulated ones; a real one keeps its own."""
@@ -141,7 +147,10 @@ class Engine:
         self._changing = threading.Lock()
         core = {
             "serve": core_config(config, self.tables),
-            "backend": config.device.backend.model_dump(mode="json"),
+            "backend": config.device.backend.model_dump(mode="json")
+            # An emulated device has completions of its own.
+            | {"completion": config.device.completion if config.clock == "real" else "interrupt"},
+            "replica_directory": config.device.replica_directory,
             "time": config.clock,
             "versions": config.versions,
             "faults": config.device.faults.model_dump(mode="json"),

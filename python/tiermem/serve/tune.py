@@ -1,7 +1,7 @@
 """The search for the highest load within a bound: one setting at a time, keeping what helps."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from tiermem.config import ServeConfig, ServePlacement
 from tiermem.serve.ablate import Variant, run_variant
@@ -50,27 +50,49 @@ class _Point:
     tables: list[ServedTable]
 
 
-def _settings(point: _Point) -> Iterator[tuple[str, str, _Point]]:
-    """Everything to try around a point: setting, value, and where it leads."""
-    config, tune_config = point.config, point.config.tune
-    grids = (
-        ("memory", "pooled_share", tune_config.pooled_shares),
-        ("memory", "pooled_ids_min", tune_config.pooled_ids_mins),
-        ("device", "reads_per_table_max", tune_config.reads_per_table_maxima),
-        ("device", "reads_max", tune_config.reads_maxima),
-    )
-    for part, key, values in grids:
-        section = getattr(config, part)
-        for value in values:
-            if value != getattr(section, key):
-                changed = config.replace(**{part: section.replace(**{key: value})})
-                yield f"{part}.{key}", f"{value:g}", _Point(changed, point.tables)
-    if tune_config.placements:
-        for number, table in enumerate(point.tables):
-            placement: ServePlacement = "fixed" if table.placement != "fixed" else "cached"
-            tables = list(point.tables)
-            tables[number] = dataclasses.replace(table, placement=placement)
-            yield f"placement.{table.name}", placement, _Point(config, tables)
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Candidate:
+    """A setting to try; `apply` gives the point with it, or `None` if the point has it already."""
+
+    setting: str
+    value: str
+    apply: Callable[[_Point], _Point | None]
+
+
+def _of_section(part: str, key: str, value: float) -> _Candidate:
+    """A key of a section of the configuration."""
+
+    def apply(point: _Point) -> _Point | None:
+        section = getattr(point.config, part)
+        if getattr(section, key) == value:
+            return None
+        return _Point(point.config.replace(**{part: section.replace(**{key: value})}), point.tables)
+
+    return _Candidate(f"{part}.{key}", f"{value:g}", apply)
+
+
+def _other_placement(number: int, table: ServedTable) -> _Candidate:
+    """A table in memory that was on the device, or the other way round."""
+    placement: ServePlacement = "fixed" if table.placement != "fixed" else "cached"
+
+    def apply(point: _Point) -> _Point:
+        tables = list(point.tables)
+        tables[number] = dataclasses.replace(table, placement=placement)
+        return _Point(point.config, tables)
+
+    return _Candidate(f"placement.{table.name}", placement, apply)
+
+
+def _candidates(point: _Point) -> list[_Candidate]:
+    """Everything to try in a round that begins at a point."""
+    grid = point.config.tune
+    found = [_of_section("memory", "pooled_share", value) for value in grid.pooled_shares]
+    found += [_of_section("memory", "pooled_ids_min", value) for value in grid.pooled_ids_mins]
+    found += [_of_section("device", "reads_per_table_max", value) for value in grid.reads_per_table_maxima]
+    found += [_of_section("device", "reads_max", value) for value in grid.reads_maxima]
+    if grid.placements:
+        found += [_other_placement(number, table) for number, table in enumerate(point.tables)]
+    return found
 
 
 def tune(
@@ -90,19 +112,19 @@ def tune(
     tried: list[Tried] = []
     for _ in range(config.tune.rounds):
         changed = False
-        for setting, value, _candidate in list(_settings(point)):
+        for candidate in _candidates(point):
             # Around where the search is now: settings that were kept meanwhile stay.
-            found = next((p for s, v, p in _settings(point) if (s, v) == (setting, value)), None)
+            found = candidate.apply(point)
             if found is None:
                 continue
-            variant = run_variant(f"{setting} = {value}", found.config, found.tables)
+            variant = run_variant(f"{candidate.setting} = {candidate.value}", found.config, found.tables)
             before = best.result.queries_per_s if best.result else 0.0
             rate = variant.result.queries_per_s if variant.result else 0.0
             kept = rate > before * _GAIN_LEAST
             tried.append(
                 Tried(
-                    setting=setting,
-                    value=value,
+                    setting=candidate.setting,
+                    value=candidate.value,
                     queries_per_s=rate,
                     best_before=before,
                     kept=kept,

@@ -146,17 +146,16 @@ def _tried(run: Callable[[], HostPoint]) -> tuple[HostPoint | None, str]:
         return None, str(error)
 
 
-def _small_host(fleet: _Fleet, base: HostPoint, device: str) -> Scenario:
-    other, problem = _tried(lambda: fleet.with_device(fleet.config.small, device))
-    ratio = None if other is None else other.joules_per_query / base.joules_per_query
-    hosts = (1e6 / base.queries_per_s, 0.0 if other is None else 1e6 / other.queries_per_s)
+def _one_model(fleet: _Fleet, name: str, base: HostPoint, host: HostConfig, device: str) -> Scenario:
+    """A host whose only model has its user tables on a device, beside hosts without one."""
+    other, problem = _tried(lambda: fleet.with_device(host, device))
     return Scenario(
-        name="small host",
+        name=name,
         device=device,
         base=base,
         other=other,
-        power_ratio=ratio,
-        hosts=hosts,
+        power_ratio=None if other is None else other.joules_per_query / base.joules_per_query,
+        hosts=(1e6 / base.queries_per_s, 0.0 if other is None else 1e6 / other.queries_per_s),
         problem=problem,
     )
 
@@ -180,21 +179,6 @@ def _scale_out_base(fleet: _Fleet) -> HostPoint:
     remote = fleet.in_memory(config.remote, alone, users)
     remote_watts = remote.watts * own.queries_per_s / remote.queries_per_s
     return dataclasses.replace(own, watts=own.watts + remote_watts)
-
-
-def _scale_out(fleet: _Fleet, base: HostPoint, device: str) -> Scenario:
-    other, problem = _tried(lambda: fleet.with_device(fleet.config.accelerated, device))
-    ratio = None if other is None else other.joules_per_query / base.joules_per_query
-    hosts = (1e6 / base.queries_per_s, 0.0 if other is None else 1e6 / other.queries_per_s)
-    return Scenario(
-        name="scale-out",
-        device=device,
-        base=base,
-        other=other,
-        power_ratio=ratio,
-        hosts=hosts,
-        problem=problem,
-    )
 
 
 def _co_location(fleet: _Fleet, base: HostPoint, device: str) -> Scenario:
@@ -283,8 +267,8 @@ def run_fleet_study(
     for device in config.devices:
         say(f"{device}: three scenarios")
         scenarios += [
-            _small_host(fleet, large, device),
-            _scale_out(fleet, scaled, device),
+            _one_model(fleet, "small host", large, config.small, device),
+            _one_model(fleet, "scale-out", scaled, config.accelerated, device),
             _co_location(fleet, shared, device),
         ]
     say("sensitivities of the small host")

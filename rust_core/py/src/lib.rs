@@ -50,18 +50,25 @@ mod _core {
         py.detach(tiermem_core::backend::probe_io_uring).err().map(|error| error.to_string())
     }
 
-    /// (why direct I/O is refused, alignment of transfers in bytes, whether buffers are registered with the kernel)
+    /// (why direct I/O is refused, alignment of transfers in bytes, whether buffers are registered with the kernel, why
+    /// completions are not polled for)
     #[pyfunction]
-    fn probe_directory(py: Python<'_>, directory: std::path::PathBuf) -> PyResult<(Option<String>, usize, bool)> {
-        use tiermem_core::backend::{BackendConfig, Engine, open_backend};
+    fn probe_directory(
+        py: Python<'_>,
+        directory: std::path::PathBuf,
+    ) -> PyResult<(Option<String>, usize, bool, Option<String>)> {
+        use tiermem_core::backend::{BackendConfig, CompletionMode, Engine, open_backend};
         let open = |engine| {
-            let config = BackendConfig { directory: Some(directory.clone()), ..BackendConfig::new(engine) };
+            let completion = CompletionMode::Polling;
+            let config = BackendConfig { directory: Some(directory.clone()), completion, ..BackendConfig::new(engine) };
             py.detach(|| open_backend(&config, 1 << 20)).map_err(crate::error::to_python)
         };
         let file = open(Engine::File)?;
         let info = file.info();
         let refusal = (!info.direct).then_some(info.fallback_reason);
-        Ok((refusal, file.alignment_bytes(), open(Engine::Auto)?.info().registered_buffers))
+        let ring = open(Engine::Auto)?.info();
+        let unpolled = (ring.completion != CompletionMode::Polling).then_some(ring.fallback_reason);
+        Ok((refusal, file.alignment_bytes(), ring.registered_buffers, unpolled))
     }
 
     #[pyfunction]

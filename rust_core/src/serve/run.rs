@@ -10,7 +10,6 @@ use super::residency::{Read, reads_of};
 use super::row_cache::RowKey;
 use super::simulate::{Caches, Load, Simulation, SimulationReport, difference, fill, pages_of, probe};
 use super::virtual_reads::{HedgeTimer, VirtualReads};
-use crate::device::DeviceKind;
 use crate::rng;
 use crate::stats::LatencyHistogram;
 use crate::trace::unit;
@@ -33,6 +32,8 @@ pub(super) struct Run<'a> {
     simulation: &'a Simulation,
     caches: Caches,
     reads: VirtualReads,
+    /// Tables that are on the device.
+    on_device: Vec<usize>,
     load: Load,
     events: BinaryHeap<Reverse<(u64, u64, Event)>>,
     sequence: u64,
@@ -55,11 +56,12 @@ pub(super) struct Run<'a> {
 impl<'a> Run<'a> {
     pub(super) fn new(simulation: &'a Simulation, caches: Caches, load: Load) -> Self {
         let config = &simulation.config;
-        let (device, tables) = (&config.serve.device, config.serve.tables.len());
+        let tables = 0..config.serve.tables.len();
         Self {
             simulation,
             caches,
-            reads: VirtualReads::new(device, tables, &config.faults, config.seed),
+            reads: VirtualReads::new(config),
+            on_device: tables.filter(|&table| config.serve.is_on_device(table)).collect(),
             load,
             events: BinaryHeap::new(),
             sequence: 0,
@@ -83,10 +85,6 @@ impl<'a> Run<'a> {
         self.events.push(Reverse((at_ns, self.sequence, event)));
     }
 
-    fn is_limited(&self) -> bool {
-        !self.simulation.config.is_mapped && self.simulation.config.serve.device.spec.kind == DeviceKind::Block
-    }
-
     /// Exponential gaps: what arrives does not look at who is still waiting.
     fn gap_ns(&self, stream: u64, number: u64, rate: f64) -> u64 {
         let uniform = 1.0 - unit(rng::draw(rng::stream(self.simulation.config.seed, stream), number));
@@ -101,8 +99,7 @@ impl<'a> Run<'a> {
         }
         while self.answered < self.load.queries && !self.gave_up {
             let next_ns = self.events.peek().map_or(u64::MAX, |Reverse((at_ns, _, _))| *at_ns);
-            let is_limited = self.is_limited();
-            if let Some((at_ns, flight)) = self.reads.next(next_ns, is_limited) {
+            if let Some((at_ns, flight)) = self.reads.next(next_ns) {
                 self.now_ns = at_ns;
                 self.read_arrived(flight);
             } else if let Some(Reverse((at_ns, _, event))) = self.events.pop() {
@@ -142,11 +139,9 @@ impl<'a> Run<'a> {
     /// A row of a table on the device is written; what the caches had of it is gone.
     fn update(&mut self) {
         let writes = self.simulation.config.writes;
-        let serve = &self.simulation.config.serve;
-        let on_device: Vec<usize> = (0..serve.tables.len()).filter(|&table| serve.is_on_device(table)).collect();
         let draws = rng::stream(self.simulation.config.seed ^ 0x7570_6461, self.updates);
-        if let Some(&table) = on_device.get(rng::draw(draws, 0) as usize % on_device.len().max(1)) {
-            let row = rng::draw(draws, 1) % serve.tables[table].rows;
+        if let Some(&table) = self.on_device.get(rng::draw(draws, 0) as usize % self.on_device.len().max(1)) {
+            let row = rng::draw(draws, 1) % self.simulation.config.serve.tables[table].rows;
             self.caches.residency.rows.remove(RowKey::new(table, row));
         }
         let places = (self.simulation.device_bytes / writes.nbytes.max(1)).max(1);
@@ -201,7 +196,7 @@ impl<'a> Run<'a> {
             let (reads, asked_bytes) = reads_of(&mut flight.probed, layouts, config.serve.device.is_sub_block);
             flight.reads = reads;
             self.reads.counters.asked_bytes += asked_bytes;
-            ps += if self.is_limited() { flight.reads.len() as u64 * config.host.submit_ps } else { 0 };
+            ps += if self.reads.is_limited { flight.reads.len() as u64 * config.host.submit_ps } else { 0 };
         }
         let slot = if let Some(slot) = slot {
             self.flights[slot as usize] = flight;
@@ -238,7 +233,7 @@ impl<'a> Run<'a> {
 
     fn submit(&mut self, slot: u32) {
         let config = &self.simulation.config;
-        let is_limited = self.is_limited();
+        let is_limited = self.reads.is_limited;
         let flight = &mut self.flights[slot as usize];
         if is_limited {
             flight.reads_left = flight.reads.len() as u32;
@@ -264,11 +259,10 @@ impl<'a> Run<'a> {
     }
 
     fn wait_or_finish(&mut self, slot: u32) {
-        let is_limited = self.is_limited();
         let flight = &mut self.flights[slot as usize];
         if flight.reads_left > 0 {
             flight.stage = Stage::Waiting;
-            if is_limited {
+            if self.reads.is_limited {
                 self.free_thread();
             }
         } else {
@@ -285,7 +279,7 @@ impl<'a> Run<'a> {
         if self.simulation.config.is_mapped {
             // The thread that waited handles the rest of the fault.
             self.work(slot, self.simulation.config.host.fault_ps);
-        } else if self.is_limited() {
+        } else if self.reads.is_limited {
             self.to_go_on.push_back(slot);
             self.dispatch();
         } else {
@@ -296,7 +290,7 @@ impl<'a> Run<'a> {
     /// All rows are here: what is left of a flight is done in one go.
     fn after_reads(&mut self, slot: u32) {
         let Simulation { config, costs, .. } = self.simulation;
-        let (host, is_limited) = (&config.host, self.is_limited());
+        let host = &config.host;
         let flight = &mut self.flights[slot as usize];
         flight.stage = Stage::Finishing;
         let mut ps = host.upper_ns * PS_PER_NS;
@@ -307,7 +301,7 @@ impl<'a> Run<'a> {
             ps += costs.lists_ps(&flight.query, false);
         } else {
             ps += costs.gathered_ps(&flight.probed);
-            ps += if is_limited { flight.reads.len() as u64 * host.complete_ps } else { 0 };
+            ps += if self.reads.is_limited { flight.reads.len() as u64 * host.complete_ps } else { 0 };
             fill(&mut self.caches.residency, flight);
         }
         self.work(slot, ps);

@@ -2,11 +2,11 @@
 
 use serde::Serialize;
 
-use super::config::DeviceUse;
 use super::layout::Span;
 use super::limits::{Limiter, idlest};
 use super::residency::Read;
-use crate::device::{DeviceKind, DeviceSnapshot, FaultSpec, Operation, Request, Schedule, TimedDevice};
+use super::simulate::SimulationConfig;
+use crate::device::{DeviceKind, DeviceSnapshot, Operation, Request, Schedule, TimedDevice};
 
 /// What was read.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
@@ -47,6 +47,8 @@ pub(super) struct HedgeTimer {
 pub(super) struct VirtualReads {
     schedule: Schedule,
     limiter: Limiter,
+    /// Whether reads have limits; loads of the host have none.
+    pub(super) is_limited: bool,
     hedge_after_ns: Option<u64>,
     replicas: usize,
     outstanding: Vec<u32>,
@@ -61,16 +63,18 @@ pub(super) struct VirtualReads {
 }
 
 impl VirtualReads {
-    pub(super) fn new(device: &DeviceUse, tables: usize, faults: &FaultSpec, seed: u64) -> Self {
+    pub(super) fn new(config: &SimulationConfig) -> Self {
+        let (device, faults) = (&config.serve.device, &config.faults);
         let timed = |number: usize| TimedDevice {
             storms: faults.storms(number as u64),
             ..TimedDevice::new(device.spec.clone())
         };
-        let mut schedule = Schedule::new((0..device.replicas).map(timed).collect(), seed);
+        let mut schedule = Schedule::new((0..device.replicas).map(timed).collect(), config.seed);
         schedule.report_completions();
         Self {
             schedule,
-            limiter: Limiter::new(device.limits, tables),
+            limiter: Limiter::new(device.limits, config.serve.tables.len()),
+            is_limited: !config.is_mapped && device.spec.kind == DeviceKind::Block,
             hedge_after_ns: device.hedge_after_ns.filter(|_| device.spec.kind == DeviceKind::Block),
             replicas: device.replicas,
             outstanding: vec![0; device.replicas],
@@ -167,7 +171,7 @@ impl VirtualReads {
     }
 
     /// The next read that arrives no later than `limit_ns`: when, and who waits for it.
-    pub(super) fn next(&mut self, limit_ns: u64, is_limited: bool) -> Option<(u64, u32)> {
+    pub(super) fn next(&mut self, limit_ns: u64) -> Option<(u64, u32)> {
         loop {
             let (batch, at_ns) = self.schedule.next_completion(limit_ns)?;
             let (number, device) = self.owners[batch.number()];
@@ -182,7 +186,7 @@ impl VirtualReads {
             if is_over {
                 self.free.push(number);
             }
-            if is_limited {
+            if self.is_limited {
                 self.limiter.done(table);
                 self.go(at_ns);
             }

@@ -82,7 +82,7 @@ fn put(halves: [__m128i; 2], to: &mut [u8; 32]) {
 
 /// Codes of 4 bits as bytes, in their order: each byte in 16 bits, its upper half moved into their upper byte.
 #[inline(always)]
-fn sixteen_codes(packed: [u8; 8]) -> __m128i {
+pub(super) fn sixteen_codes(packed: [u8; 8]) -> __m128i {
     let wide = {
         let bytes = op!(_mm_loadl_epi64(packed.as_ptr().cast()));
         op!(_mm_cvtepu8_epi16(bytes))

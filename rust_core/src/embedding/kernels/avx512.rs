@@ -3,18 +3,19 @@
 
 use std::arch::x86_64::{
     __m128i, __m256i, __m512, __m512i, _CMP_UNORD_Q, _MM_FROUND_NO_EXC, _MM_FROUND_TO_NEAREST_INT, _MM_FROUND_TO_ZERO,
-    _mm_add_ps, _mm_add_ss, _mm_and_si128, _mm_cvtepu8_epi16, _mm_cvtss_f32, _mm_loadl_epi64, _mm_loadu_si128,
-    _mm_movehl_ps, _mm_or_si128, _mm_set1_epi8, _mm_shuffle_ps, _mm_slli_epi16, _mm_storeu_si128, _mm256_add_ps,
-    _mm256_castps256_ps128, _mm256_extractf128_ps, _mm256_loadu_si256, _mm256_storeu_si256, _mm512_add_epi32,
-    _mm512_add_ps, _mm512_and_si512, _mm512_castps_si512, _mm512_castps512_ps256, _mm512_castsi512_ps,
-    _mm512_cmp_ps_mask, _mm512_cvtepi32_epi8, _mm512_cvtepi32_epi16, _mm512_cvtepi32_ps, _mm512_cvtepu8_epi32,
-    _mm512_cvtepu16_epi32, _mm512_cvtph_ps, _mm512_cvtps_epi32, _mm512_cvtps_ph, _mm512_cvttps_epi32, _mm512_div_ps,
-    _mm512_extractf32x8_ps, _mm512_fpclass_ps_mask, _mm512_loadu_ps, _mm512_mask_blend_epi32, _mm512_mask_loadu_ps,
-    _mm512_mask_storeu_ps, _mm512_maskz_loadu_ps, _mm512_max_ps, _mm512_min_ps, _mm512_mul_ps, _mm512_mullo_epi32,
-    _mm512_or_si512, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setr_epi32, _mm512_slli_epi32, _mm512_sqrt_ps,
-    _mm512_srli_epi32, _mm512_storeu_ps, _mm512_sub_ps, _mm512_xor_si512,
+    _mm_add_ps, _mm_add_ss, _mm_cvtss_f32, _mm_loadu_si128, _mm_movehl_ps, _mm_shuffle_ps, _mm_storeu_si128,
+    _mm256_add_ps, _mm256_castps256_ps128, _mm256_extractf128_ps, _mm256_loadu_si256, _mm256_storeu_si256,
+    _mm512_add_epi32, _mm512_add_ps, _mm512_and_si512, _mm512_castps_si512, _mm512_castps512_ps256,
+    _mm512_castsi512_ps, _mm512_cmp_ps_mask, _mm512_cvtepi32_epi8, _mm512_cvtepi32_epi16, _mm512_cvtepi32_ps,
+    _mm512_cvtepu8_epi32, _mm512_cvtepu16_epi32, _mm512_cvtph_ps, _mm512_cvtps_epi32, _mm512_cvtps_ph,
+    _mm512_cvttps_epi32, _mm512_div_ps, _mm512_extractf32x8_ps, _mm512_fpclass_ps_mask, _mm512_loadu_ps,
+    _mm512_mask_blend_epi32, _mm512_mask_loadu_ps, _mm512_mask_storeu_ps, _mm512_maskz_loadu_ps, _mm512_max_ps,
+    _mm512_min_ps, _mm512_mul_ps, _mm512_mullo_epi32, _mm512_or_si512, _mm512_set1_epi32, _mm512_set1_ps,
+    _mm512_setr_epi32, _mm512_slli_epi32, _mm512_sqrt_ps, _mm512_srli_epi32, _mm512_storeu_ps, _mm512_sub_ps,
+    _mm512_xor_si512,
 };
 
+use super::avx2::sixteen_codes;
 use super::{Kernel, LANES, LINE_BYTES, Simd, prefetch};
 
 /// Exists only where the processor has AVX-512 F, BW, DQ and VL, and F16C.
@@ -60,19 +61,6 @@ const NON_FINITE: i32 = 0x01 | 0x08 | 0x10 | 0x80;
 fn mask(lanes: usize) -> u16 {
     debug_assert!(lanes < LANES, "a partial vector");
     (1u16 << lanes) - 1
-}
-
-/// Codes of 4 bits as bytes, in their order: each byte in 16 bits, its upper half moved into their upper byte.
-#[inline(always)]
-fn sixteen_codes(packed: [u8; 8]) -> __m128i {
-    let wide = {
-        let bytes = op!(_mm_loadl_epi64(packed.as_ptr().cast()));
-        op!(_mm_cvtepu8_epi16(bytes))
-    };
-    let moved = op!(_mm_slli_epi16::<4>(wide));
-    let both = op!(_mm_or_si128(wide, moved));
-    let low_halves = op!(_mm_set1_epi8(0x0f));
-    op!(_mm_and_si128(both, low_halves))
 }
 
 impl Simd for Avx512 {
