@@ -12,7 +12,7 @@ MAY_USE_CORE = {
     "_interop.py", "emulator/bench.py", "emulator/device.py", "emulator/fit.py", "emulator/host.py",
     "emulator/nbd.py", "embedding/store.py", "embedding/table.py", "embedding/bag.py",
     "embedding/collection.py", "cli/runs.py",
-    "serve/engine.py", "serve/simulate.py", "data/access_stream.py", "data/synth.py", "data/trace_file.py",
+    "serve/engine.py", "serve/loadgen.py", "data/access_stream.py", "data/synth.py", "data/trace_file.py",
 }  # fmt: skip
 # Arrays over bytes that are no tensors: trace files, and what the core computed of them.
 MAY_VIEW_BYTES = {"access_stream.py", "trace.py", "trace_file.py"}

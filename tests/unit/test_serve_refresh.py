@@ -2,8 +2,8 @@
 
 import pytest
 from tiermem.config import DeviceSpec
+from tiermem.serve.loadgen import CacheCounts, WarmUpPart
 from tiermem.serve.refresh import least_refresh_interval_s, refresh_plan
-from tiermem.serve.simulate import CacheCounts, WarmUpPart
 
 DAY_S = 86_400
 

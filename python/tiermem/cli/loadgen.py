@@ -12,7 +12,7 @@ from tiermem.units import format_bytes, format_duration
 
 if TYPE_CHECKING:
     from tiermem.serve.ablate import Variant
-    from tiermem.serve.simulate import LoadResult, Simulator, WarmUpPart
+    from tiermem.serve.loadgen import LoadResult, Simulator, WarmUpPart
     from tiermem.serve.tables import ServedTable
 
 __all__ = ["add", "served_tables"]
@@ -57,7 +57,7 @@ def _run(options: argparse.Namespace) -> int:
         variant_document,
         variants_table,
     )
-    from tiermem.serve.simulate import Simulator  # noqa: PLC0415 (loads the extension)
+    from tiermem.serve.loadgen import Simulator  # noqa: PLC0415 (loads the extension)
 
     output = Output(options)
     tables = served_tables(config)

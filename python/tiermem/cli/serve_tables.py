@@ -5,7 +5,7 @@ from typing import Any
 
 from tiermem.report import Table
 from tiermem.serve.ablate import Variant
-from tiermem.serve.simulate import LoadResult, MemoryUse
+from tiermem.serve.loadgen import LoadResult, MemoryUse
 from tiermem.units import format_bytes
 
 __all__ = ["load_document", "memory_table", "variant_document", "variants_table"]

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tiermem.serve.engine import Answer, Engine, EngineStats, Query
-    from tiermem.serve.simulate import LoadResult, Simulator
+    from tiermem.serve.loadgen import LoadResult, Simulator
 
 __all__ = ["Answer", "Engine", "EngineStats", "LoadResult", "Query", "Simulator"]
 
 # Virtual time needs no torch, so what needs it is imported when it is asked for.
 _HOMES = {
     **dict.fromkeys(("Answer", "Engine", "EngineStats", "Query"), "tiermem.serve.engine"),
-    **dict.fromkeys(("LoadResult", "Simulator"), "tiermem.serve.simulate"),
+    **dict.fromkeys(("LoadResult", "Simulator"), "tiermem.serve.loadgen"),
 }
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 
 from tiermem.config import ServeConfig
 from tiermem.errors import CapacityError
-from tiermem.serve.simulate import Baseline, LoadResult, MemoryUse, NoRateError, Simulator
+from tiermem.serve.loadgen import Baseline, LoadResult, MemoryUse, NoRateError, Simulator
 from tiermem.serve.tables import ServedTable
 
 __all__ = ["UNLIMITED_READS", "Variant", "ablation", "baselines", "run_variant"]

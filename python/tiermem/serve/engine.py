@@ -16,8 +16,8 @@ from tiermem import _core
 from tiermem._interop import bytes_of, float_rows, id_vector
 from tiermem.config import ServeConfig
 from tiermem.errors import ConfigError, InputError, TiermemError
+from tiermem.serve.loadgen import CacheCounts, MemoryUse
 from tiermem.serve.model import Model
-from tiermem.serve.simulate import CacheCounts, MemoryUse
 from tiermem.serve.tables import core_config
 from tiermem.stats import DeviceStats, LatenessStats
 

@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from tiermem.config import DeviceSpec
-from tiermem.serve.simulate import WarmUpPart
+from tiermem.serve.loadgen import WarmUpPart
 
 __all__ = ["RefreshPlan", "least_refresh_interval_s", "refresh_plan"]
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from tiermem.config import DeviceSpec, ServeConfig
 from tiermem.config.sdm import FleetStudyConfig, HostConfig
 from tiermem.errors import CapacityError, ConfigError
-from tiermem.serve.simulate import LoadResult, NoRateError, Simulator
+from tiermem.serve.loadgen import LoadResult, NoRateError, Simulator
 from tiermem.serve.tables import ServedTable, imagined_tables
 
 __all__ = ["FleetStudy", "HostPoint", "Scenario", "Sensitivity", "run_fleet_study"]

@@ -11,7 +11,7 @@ from tiermem.data.synth import synthesize
 from tiermem.errors import CapacityError, ConfigError
 from tiermem.results import digest
 from tiermem.serve.ablate import ablation, baselines, run_variant
-from tiermem.serve.simulate import LoadResult, Simulator
+from tiermem.serve.loadgen import LoadResult, Simulator
 from tiermem.serve.tables import imagined_tables, row_bytes
 from tiermem.serve.tune import tune
 
