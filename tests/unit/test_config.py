@@ -145,7 +145,7 @@ def _damaged(tmp_path: Path, old: str, new: str) -> Path:
             "background.program_ns: input should be a valid integer",
         ),
         ('role = "fitted"', 'role = "context"', 'a point of role "context" needs a note'),
-        ('"units" = {', '"units" = { note = 1, ', 'unknown key "source.note"; did you mean "date"?'),
+        ('"units" = {', '"units" = { note = 1, ', 'unknown key "source.units.note"; did you mean "date"?'),
     ],
 )
 def test_a_wrong_device_file_is_refused_with_the_key_named(

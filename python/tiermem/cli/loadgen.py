@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from tiermem.cli.common import Output, add_output_options, add_override_option
 from tiermem.config import ServeConfig, available
+from tiermem.errors import ConfigError
 from tiermem.report import Table
 from tiermem.results import canonical, digest
 from tiermem.units import format_bytes, format_duration
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     from tiermem.serve.tables import ServedTable
 
 __all__ = ["add", "served_tables"]
+
+_RATE_MAX = 10**9
+"""Queries a second: time is counted in nanoseconds."""
 
 
 def add(verbs: "argparse._SubParsersAction[Any]") -> None:
@@ -52,6 +56,8 @@ def served_tables(config: ServeConfig) -> "list[ServedTable]":
 
 def _run(options: argparse.Namespace) -> int:
     config = ServeConfig.load_file(options.config, options.overrides)
+    if options.rate is not None and not 0 < options.rate <= _RATE_MAX:
+        raise ConfigError(f"--rate is more than 0 and at most {_RATE_MAX:,} queries/s, not {options.rate:g}")
     from tiermem.cli.serve_tables import (  # noqa: PLC0415 (loads the extension)
         memory_table,
         variant_document,

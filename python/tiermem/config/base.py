@@ -4,7 +4,7 @@ import difflib
 import tomllib
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Self, get_args
+from typing import Annotated, Any, Self, get_args, get_origin
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
@@ -87,11 +87,13 @@ class _PlacedError(ConfigError):
 
 def _walk(model: type[BaseModel], places: Sequence[int | str]) -> tuple[list[str], set[str]]:
     """The keys among `places`, without the tags of choices, and the keys that exist where they end."""
-    models, path = [model], []
+    models, path, is_mapping = [model], [], False
     for place in places:
         fields = [each.model_fields[str(place)] for each in models if str(place) in each.model_fields]
-        if fields or isinstance(place, int):
+        if fields or is_mapping or isinstance(place, int):
             path.append(str(place))
+        # A key of a mapping is part of the path, too.
+        is_mapping = any(get_origin(field.annotation) is dict for field in fields)
         if fields:
             models = [found for field in fields for found in _models_in(field.annotation)]
     return path, {name for each in models for name in each.model_fields}

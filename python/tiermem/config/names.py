@@ -57,4 +57,5 @@ def resolve(kind: Kind, name_or_path: str | os.PathLike[str]) -> Path:
     names = available(kind)
     near = difflib.get_close_matches(text, names, n=1, cutoff=0.0)
     hint = f'; did you mean "{near[0]}"?' if near else ""
-    raise ConfigError(f'"{text}" is not one of the {kind} ({", ".join(names)}){hint}')
+    what = "serving engines" if kind == "serving" else kind
+    raise ConfigError(f'"{text}" is not one of the {what} ({", ".join(names)}){hint}')
