@@ -143,6 +143,7 @@ class Engine:
         self.batch_size = model.exported.batch_size
         """Samples of a training step: a query of as many candidates has the trainer's logits to the bit."""
         self._shape = _shape(model, config)
+        self._dense_inputs = model.dense.dense_inputs
         self._dense: dict[int, DenseParts] = {}
         self._changing = threading.Lock()
         core = {
@@ -264,7 +265,7 @@ class Engine:
     def _checked_dense(self, query: Query) -> torch.Tensor:
         dense = float_rows("dense", query.dense)
         dense = dense.unsqueeze(0) if dense.dim() == 1 else dense
-        inputs = next(iter(self._dense.values())).dense_inputs
+        inputs = self._dense_inputs
         is_width = dense.dim() == 2 and (dense.shape[1] == inputs or (dense.shape[1] == 0 and inputs == 1))
         if not is_width:
             raise InputError(
