@@ -144,7 +144,8 @@ fn of_two_copies_the_one_that_does_not_fail_counts() {
 /// What two directories on two devices can be here.
 fn two_devices() -> Option<(tempfile::TempDir, tempfile::TempDir)> {
     use std::os::unix::fs::MetadataExt;
-    let first = tempfile::tempdir().unwrap();
+    // The build is on a drive; what is temporary may be in memory.
+    let first = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let second = tempfile::tempdir_in("/dev/shm").ok()?;
     let device = |path: &Path| std::fs::metadata(path).unwrap().dev();
     (probe_io_uring().is_ok() && device(first.path()) != device(second.path())).then_some((first, second))
@@ -158,10 +159,12 @@ fn real_files_on_two_devices() {
     for hedge_after_ns in [0u64, 3_600_000_000_000] {
         let engine = loaded(config(&json!({"hedge_after_ns": hedge_after_ns}), &engine), weight);
         ask_all(&engine, 100);
-        let traffic = engine.stats().traffic;
+        let stats = engine.stats();
+        let traffic = stats.traffic;
         assert!(traffic.hedged_won <= traffic.hedged && traffic.hedged <= traffic.reads);
         assert!(hedge_after_ns == 0 || traffic.hedged == 0, "nothing takes an hour");
-        assert!(hedge_after_ns > 0 || traffic.hedged > 0, "nothing takes no time");
+        // What comes out of the page cache is here at once.
+        assert!(hedge_after_ns > 0 || traffic.hedged > 0 || !stats.backend.direct, "nothing takes no time");
     }
 }
 
