@@ -24,10 +24,11 @@ def id_vector(name: str, tensor: torch.Tensor) -> torch.Tensor:
     """Ids or offsets as contiguous int64 on the CPU.
 
     Raises:
-        InputError: if it is not an integer vector on the CPU; the message names it.
+        InputError: if it is no tensor that is an integer vector on the CPU; the message names it.
     """
     if (
-        tensor.dtype is torch.int64
+        isinstance(tensor, torch.Tensor)
+        and tensor.dtype is torch.int64
         and tensor.is_cpu
         and tensor.layout is torch.strided
         and tensor.dim() == 1
@@ -46,7 +47,7 @@ def float_rows(name: str, tensor: torch.Tensor) -> torch.Tensor:
     """Values as contiguous float32 on the CPU.
 
     Raises:
-        InputError: if they are not float32 on the CPU; the message names them.
+        InputError: if they are no tensor, or not float32 on the CPU; the message names them.
     """
     _on_cpu(name, tensor)
     if tensor.dtype != torch.float32:
@@ -72,7 +73,9 @@ def new_float(*shape: int) -> torch.Tensor:
 
 
 def _on_cpu(name: str, tensor: torch.Tensor) -> None:
+    if not isinstance(tensor, torch.Tensor):
+        raise InputError(f"{name} is of type {type(tensor).__name__}; expected a torch.Tensor")
     if tensor.device.type != "cpu":
-        raise InputError(f"{name} is on {tensor.device}; the store works on CPU tensors, call .cpu() first")
+        raise InputError(f"{name} is on {tensor.device}; expected a CPU tensor, call .cpu() first")
     if tensor.layout != torch.strided:
-        raise InputError(f"{name} is {tensor.layout}; the store works on dense tensors")
+        raise InputError(f"{name} is {tensor.layout}; expected a dense tensor")

@@ -2,8 +2,9 @@
 
 import dataclasses
 import errno
+import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -167,6 +168,14 @@ def test_updates_refreshes_and_rollbacks(model: Path, tmp_path: Path) -> None:
         (lambda q: Query(q.dense, [*q.sparse[:3], q.sparse[0]]), "the other tables of items"),
         (lambda q: Query(q.dense, [(q.sparse[0][0].float(), q.sparse[0][1]), *q.sparse[1:]]), "dtype"),
         (lambda _: query(1, candidates=65), "64 candidates"),
+        (lambda q: Query(cast("Any", None), q.sparse), "dense is of type NoneType"),
+        (lambda q: Query(q.dense, cast("Any", None)), "not a NoneType"),
+        (
+            lambda q: Query(q.dense, [cast("Any", ([1], [0])), *q.sparse[1:]]),
+            'ids of table "user_id" is of type list',
+        ),
+        (lambda q: Query(q.dense, [(*q.sparse[0], None), *q.sparse[1:]]), 'bags of table "user_id" are (ids'),
+        (lambda q: Query(q.dense, [cast("Any", None), *q.sparse[1:]]), 'bags of table "user_id" are (ids'),
     ],
 )
 def test_a_wrong_query_is_its_own_error(model: Path, change: Any, what: str) -> None:
@@ -280,9 +289,20 @@ def test_another_model_or_a_mixture_is_refused(model: Path, tmp_path: Path) -> N
     (old / "model.json").write_text(document.replace('"format_version": 1', '"format_version": 2'))
     with pytest.raises(TiermemError, match="version"):
         open_engine(old)
-    (old / "model.json").write_text(document[:-20])
-    with pytest.raises(CorruptionError, match=r"model\.json"):
-        open_engine(old)
+    values = json.loads(document)
+    wrong: tuple[dict[str, Any], ...] = (
+        {"step": "7"}, {"tables": "it"}, {"batch_size": 0}, {"more": 1}, {"index_maps": []},
+    )  # fmt: skip
+    without_step = {key: value for key, value in values.items() if key != "step"}
+    for changed in (
+        document[:-20],
+        "[]",
+        json.dumps(without_step),
+        *(json.dumps(values | change) for change in wrong),
+    ):
+        (old / "model.json").write_text(changed)
+        with pytest.raises(CorruptionError, match=r"model\.json"):
+            open_engine(old)
 
 
 def test_one_version_cannot_be_refreshed_and_updates_have_their_room(model: Path) -> None:

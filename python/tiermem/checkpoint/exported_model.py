@@ -19,9 +19,11 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 import torch
+from pydantic import Field
 
 from tiermem.checkpoint.manifest import refuse_version
 from tiermem.config import ModelConfig
+from tiermem.config.base import Config
 from tiermem.errors import ConfigError, CorruptionError
 from tiermem.results import write_bytes
 
@@ -29,6 +31,20 @@ __all__ = ["EXPORT_VERSION", "ExportedModel", "index_map_path", "write_index_map
 
 EXPORT_VERSION = 1
 _DOCUMENT, _DENSE = "model.json", "dense.pt"
+
+
+class _Document(Config):
+    """model.json, as `ExportedModel` describes it."""
+
+    format_version: int
+    tiermem_version: str
+    step: int = Field(ge=0)
+    experiment_hash: str
+    model: ModelConfig
+    batch_size: int = Field(gt=0)
+    tables: tuple[str, ...] = Field(min_length=1)
+    index_maps: dict[str, int]
+    dense_checksum: int
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,18 +79,18 @@ class ExportedModel:
         torch.save(dict(dense), serialized)
         contents = serialized.getvalue()
         write_bytes(self.folder / _DENSE, contents)
-        document = {
-            "format_version": EXPORT_VERSION,
-            "tiermem_version": metadata.version("tiermem"),
-            "step": self.step,
-            "experiment_hash": self.experiment_hash,
-            "model": self.model.model_dump(mode="json"),
-            "batch_size": self.batch_size,
-            "tables": list(self.tables),
-            "index_maps": dict(self.index_maps),
-            "dense_checksum": zlib.crc32(contents),
-        }
-        write_bytes(self.folder / _DOCUMENT, (json.dumps(document, indent=2) + "\n").encode())
+        document = _Document(
+            format_version=EXPORT_VERSION,
+            tiermem_version=metadata.version("tiermem"),
+            step=self.step,
+            experiment_hash=self.experiment_hash,
+            model=self.model,
+            batch_size=self.batch_size,
+            tables=self.tables,
+            index_maps=dict(self.index_maps),
+            dense_checksum=zlib.crc32(contents),
+        )
+        write_bytes(self.folder / _DOCUMENT, (document.model_dump_json(indent=2) + "\n").encode())
 
     @classmethod
     def read(cls, folder: Path) -> Self:
@@ -87,7 +103,7 @@ class ExportedModel:
         """
         path = folder / _DOCUMENT
         try:
-            values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            values: Any = json.loads(path.read_text(encoding="utf-8"))
         except OSError as error:
             raise ConfigError(
                 f"there is no exported model in {folder} ({path.name}: {error.strerror});"
@@ -95,20 +111,23 @@ class ExportedModel:
             ) from None
         except ValueError:
             raise CorruptionError(f"{path} is not JSON: it was cut short or changed") from None
+        if not isinstance(values, dict):
+            raise CorruptionError(f"{path} is no description of a model: it was changed")
         refuse_version(path, values, EXPORT_VERSION, make="export the model")
         try:
-            return cls(
-                folder=folder,
-                step=values["step"],
-                experiment_hash=values["experiment_hash"],
-                model=ModelConfig.from_mapping(values["model"], where=path.name),
-                batch_size=values["batch_size"],
-                tables=tuple(values["tables"]),
-                index_maps=dict(values["index_maps"]),
-                dense_checksum=values["dense_checksum"],
-            )
-        except KeyError as error:
-            raise CorruptionError(f"{path} lacks {error}: it was changed") from None
+            document = _Document.from_mapping(values, where=str(path))
+        except ConfigError as error:
+            raise CorruptionError(f"{error}: the file was changed") from None
+        return cls(
+            folder=folder,
+            step=document.step,
+            experiment_hash=document.experiment_hash,
+            model=document.model,
+            batch_size=document.batch_size,
+            tables=document.tables,
+            index_maps=document.index_maps,
+            dense_checksum=document.dense_checksum,
+        )
 
     def index_map(self, table: str) -> npt.NDArray[np.int32] | None:
         """The row of each id of a table's file, int32 [ids]; `None` if every id has its row.

@@ -5,18 +5,23 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tiermem.cli.common import Output, add_output_options, add_override_option
+from tiermem.cli.common import Output, add_output_options, add_override_option, refuse_overwriting
 from tiermem.config import ServeConfig
+from tiermem.config.serve import RATE_MAX
 from tiermem.errors import ConfigError
 from tiermem.report import Table
 from tiermem.units import format_bytes
 
 if TYPE_CHECKING:
+    from tiermem.checkpoint import ResumePoint
     from tiermem.serve.drive import Driven
     from tiermem.serve.engine import Engine
     from tiermem.serve.score import Scored
 
 __all__ = ["add"]
+
+_SECONDS = 5.0
+_QUERIES_MAX = 10_000_000
 
 
 def add(verbs: "argparse._SubParsersAction[Any]") -> None:
@@ -43,7 +48,7 @@ def add(verbs: "argparse._SubParsersAction[Any]") -> None:
         help="with --check: send N of its queries a second, and compare every answer with torch's",
     )
     parser.add_argument(
-        "--seconds", type=float, default=5.0, metavar="S", help="length of --drive (default: 5)"
+        "--seconds", type=float, metavar="S", help=f"length of --drive (default: {_SECONDS:g})"
     )
     parser.add_argument(
         "--refresh",
@@ -56,24 +61,17 @@ def add(verbs: "argparse._SubParsersAction[Any]") -> None:
 
 def _run(options: argparse.Namespace) -> int:
     config = ServeConfig.load_file(options.config, options.overrides)
-    if options.drive is not None and (options.check is None or options.drive <= 0 or options.seconds <= 0):
-        raise ConfigError(
-            "--drive and --seconds are more than 0, and --check names the run whose queries are sent"
-        )
-    if options.refresh is not None and options.drive is None:
-        raise ConfigError("--refresh is for an engine under load; give --drive, too")
-    if config.model is None:
-        raise ConfigError(
-            "tiermem serve needs a model: set model.path to a folder of tiermem export;"
-            " tables that are imagined are for tiermem loadgen"
-        )
+    _check(options, config)
     from tiermem.serve.engine import Engine  # noqa: PLC0415 (loads torch and the extension)
+    from tiermem.serve.score import run_of  # noqa: PLC0415 (loads torch)
 
     output = Output(options)
+    # Before tables are written to a device.
+    point = None if options.check is None else run_of(config, Path(options.check))
     engine = Engine(config)
     output.table(_tables(engine))
-    scored = None if options.check is None else _checked(output, engine, Path(options.check))
-    driven = None if options.drive is None else _driven(output, engine, options)
+    scored = None if point is None else _checked(output, engine, point)
+    driven = None if point is None or options.drive is None else _driven(output, engine, point, options)
     from tiermem.cli.serve_tables import memory_table  # noqa: PLC0415 (loads the extension)
 
     stats = engine.stats()
@@ -94,6 +92,37 @@ def _run(options: argparse.Namespace) -> int:
     return 1 if driven is not None and driven.wrong else 0
 
 
+def _check(options: argparse.Namespace, config: ServeConfig) -> None:
+    """What does not go together, before anything is opened.
+
+    Raises:
+        ConfigError: says what.
+    """
+    driven, seconds = options.drive, _SECONDS if options.seconds is None else options.seconds
+    is_sane = driven is None or (0 < driven <= RATE_MAX and seconds > 0 and driven * seconds <= _QUERIES_MAX)
+    wrong = {
+        "--drive, --seconds and --refresh are for queries of a run; name it with --check": (
+            options.check is None and (driven, options.seconds, options.refresh) != (None, None, None)
+        ),
+        "--seconds and --refresh are for an engine under load; give --drive, too": (
+            driven is None and (options.seconds, options.refresh) != (None, None)
+        ),
+        f"--drive and --seconds are more than 0, and make {_QUERIES_MAX:,} queries at most": not is_sane,
+        "tiermem serve needs a model: set model.path to a folder of tiermem export;"
+        " tables that are imagined are for tiermem loadgen": config.model is None,
+        "--refresh goes over to other tables and back; set versions = 2": (
+            options.refresh is not None and config.versions == 1
+        ),
+        "--drive compares answers with the exported rows; leave model.row_type out": (
+            driven is not None and config.model is not None and config.model.row_type is not None
+        ),
+    }
+    for problem, is_wrong in wrong.items():
+        if is_wrong:
+            raise ConfigError(problem)
+    refuse_overwriting([options.json], [options.config])
+
+
 def _tables(engine: "Engine") -> Table:
     rows = tuple(
         (
@@ -110,10 +139,10 @@ def _tables(engine: "Engine") -> Table:
     return Table("Tables", ("table", "side", "placement", "rows", "columns", "row type", "size"), rows)
 
 
-def _checked(output: Output, engine: "Engine", run_directory: Path) -> "Scored":
+def _checked(output: Output, engine: "Engine", point: "ResumePoint") -> "Scored":
     from tiermem.serve.score import score_run  # noqa: PLC0415 (loads torch)
 
-    scored = score_run(engine, run_directory)
+    scored = score_run(engine, point)
     rows = (
         ("AUC", f"{scored.auc:.7f}", f"{scored.trainer_auc:.7f}"),
         ("logloss", f"{scored.logloss:.7f}", f"{scored.trainer_logloss:.7f}"),
@@ -123,14 +152,14 @@ def _checked(output: Output, engine: "Engine", run_directory: Path) -> "Scored":
     return scored
 
 
-def _driven(output: Output, engine: "Engine", options: argparse.Namespace) -> "Driven":
+def _driven(output: Output, engine: "Engine", point: "ResumePoint", options: argparse.Namespace) -> "Driven":
     from tiermem.serve.score import drive_run  # noqa: PLC0415 (loads torch)
 
     driven = drive_run(
         engine,
-        Path(options.check),
+        point,
         queries_per_s=options.drive,
-        seconds=options.seconds,
+        seconds=_SECONDS if options.seconds is None else options.seconds,
         refresh=None if options.refresh is None else Path(options.refresh),
     )
     rows = (

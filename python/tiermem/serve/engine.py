@@ -275,15 +275,24 @@ class Engine:
             raise InputError("dense has a value that is NaN or infinite")
         return dense
 
+    def _checked_sparse(self, query: Query) -> Sequence[tuple[torch.Tensor, torch.Tensor]]:
+        """(ids, offsets) of every table, whatever those are."""
+        sparse: object = query.sparse
+        if not isinstance(sparse, Sequence) or len(sparse) != len(self.tables):
+            found = f"of {len(sparse)}" if isinstance(sparse, Sequence) else f"a {type(sparse).__name__}"
+            raise InputError(f"a query has bags of each of {len(self.tables)} tables, not {found}")
+        for table, each in zip(self.tables, sparse, strict=True):
+            if not isinstance(each, Sequence) or len(each) != 2:
+                raise InputError(
+                    f'bags of table "{table.name}" are (ids, offsets), not {type(each).__name__}'
+                )
+        return query.sparse
+
     def _checked_bags(
         self, query: Query
     ) -> tuple[list[int], list[tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]], int]:
-        if len(query.sparse) != len(self.tables):
-            raise InputError(
-                f"a query has bags of each of {len(self.tables)} tables, not of {len(query.sparse)}"
-            )
         bags, views, candidates = [], [], None
-        for table, (ids, offsets) in zip(self.tables, query.sparse, strict=True):
+        for table, (ids, offsets) in zip(self.tables, self._checked_sparse(query), strict=True):
             ids_vector = id_vector(f'ids of table "{table.name}"', ids)
             starts = id_vector(f'offsets of table "{table.name}"', offsets)
             count = len(starts)

@@ -9,7 +9,8 @@ import numpy.typing as npt
 import torch
 from sklearn.metrics import log_loss, roc_auc_score
 
-from tiermem.checkpoint import find_resume_point
+from tiermem.checkpoint import ExportedModel, ResumePoint, find_resume_point, list_snapshots
+from tiermem.config import ServeConfig
 from tiermem.data import Dataset, load_dataset
 from tiermem.errors import ConfigError
 from tiermem.serve.drive import Change, Driven, drive
@@ -17,7 +18,7 @@ from tiermem.serve.engine import Engine, Query
 from tiermem.serve.model import Model
 from tiermem.serve.plain import PlainModel
 
-__all__ = ["Scored", "drive_run", "queries_of", "score_run"]
+__all__ = ["Scored", "drive_run", "queries_of", "run_of", "score_run"]
 
 _TEST = 2
 _AT_ONCE = 256
@@ -46,13 +47,34 @@ def queries_of(dataset: Dataset, samples: npt.NDArray[np.int64]) -> list[Query]:
     return queries
 
 
-def score_run(engine: Engine, run_directory: Path) -> Scored:
-    """Scores every test sample as a query of its own.
+def run_of(config: ServeConfig, run_directory: Path) -> ResumePoint:
+    """The end of the run that the model of a configuration was exported from.
+
+    Raises:
+        ConfigError: if the model is of another run or of another step.
+    """
+    if config.model is None:
+        raise ConfigError("the configuration names no model; set model.path")
+    point = find_resume_point(run_directory, "tiermem serve --check")
+    exported = ExportedModel.read(Path(config.model.path))
+    found = (point.manifest.experiment_hash, point.manifest.step)
+    if found != (exported.experiment_hash, exported.step):
+        raise ConfigError(
+            f"the model in {exported.folder} is of step {exported.step} of experiment"
+            f" {exported.experiment_hash[:12]}; {point.snapshot} is of step {found[1]} of experiment"
+            f" {found[0][:12]}: give the run that was exported, or export it again"
+        )
+    if point.snapshot.name != list_snapshots(point.run_directory)[-1].name:
+        raise ConfigError(f"{point.snapshot} is not the end of its run, which the trainer's score is of")
+    return point
+
+
+def score_run(engine: Engine, point: ResumePoint) -> Scored:
+    """Scores every test sample of a run as a query of its own.
 
     Raises:
         ConfigError: if the run has no test samples or no scores of them.
     """
-    point = find_resume_point(run_directory, "tiermem serve --check")
     experiment = point.experiment
     dataset = load_dataset(experiment.data, experiment.seed)
     samples = dataset.samples(_TEST)
@@ -74,20 +96,18 @@ def score_run(engine: Engine, run_directory: Path) -> Scored:
 
 
 def drive_run(
-    engine: Engine, run_directory: Path, *, queries_per_s: float, seconds: float, refresh: Path | None
+    engine: Engine, point: ResumePoint, *, queries_per_s: float, seconds: float, refresh: Path | None
 ) -> Driven:
     """Sends test samples of a run as queries in real time, and checks every answer.
 
     With `refresh`, rows are updated meanwhile, the engine goes over to that export, and rolls back.
 
     Raises:
-        ConfigError: if the engine stores rows in another type than they were exported in, or has no versions.
+        ConfigError: if there are no test samples, or the other export is of another model.
     """
     config = engine.config
-    if config.model is None or config.model.row_type is not None:
-        raise ConfigError("answers are checked against the exported rows; leave model.row_type out")
-    experiment = find_resume_point(run_directory, "tiermem serve --check").experiment
-    dataset = load_dataset(experiment.data, experiment.seed)
+    assert config.model is not None, "an engine has a model"  # noqa: S101
+    dataset = load_dataset(point.experiment.data, point.experiment.seed)
     queries = queries_of(dataset, dataset.samples(_TEST)[:_DRIVEN_QUERIES])
     before = PlainModel(Model.load(Path(config.model.path)))
     changes = [] if refresh is None else _changes(engine, before, refresh)
