@@ -150,8 +150,42 @@ def test_tuning_writes_what_it_found(
     found = document(capsys, arguments)
     assert found["gain"] >= 1.0
     assert {each["setting"] for each in found["results"]["tried"]} == {"memory.pooled_share"}
-    assert out.exists()
+    again = document(capsys, ["loadgen", "--config", str(out), "--quiet"])
+    best = found["results"]["best"]["result"]["queries_per_s"]
+    assert again["results"]["variants"][0]["result"]["queries_per_s"] == best, "it can be run as it is"
     assert main(["tune", "--config", str(config), "--out", str(config)]) == 2
+
+
+def test_an_export_costs_what_its_own_layers_cost(
+    served: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, config = served
+    tables = "".join(
+        f"""
+[[tables]]
+name = "table_{number}"
+rows = 2000
+columns = 16
+row_type = "fp32"
+side = "{"user" if number < 2 else "item"}"
+ids_per_list = 4
+exponent = 1.0
+"""
+        for number in range(4)
+    )
+    # The layers of the experiment; synthetic data has no dense features.
+    dense = "dense_features = 0\ndense = {dim = 16, dense_layers = [8], over_layers = [8]}\n"
+    of_model, rest = SERVING.split("[device]", 1)
+    assert "[model]" in of_model
+    imagined = config.parent / "imagined.toml"
+    imagined.write_text(f"{dense}{tables}\n[device]{rest}")
+    compute = '{flops_per_s = 1e6, bytes_per_s = 10000000, source = "assumed"}'
+    arguments = ["--rate", "1000", "--set", "memory.budget=10000000", "--set", f"host.compute={compute}"]
+    busy_ns = [
+        document(capsys, ["loadgen", "--config", str(path), *arguments], code=1)["results"]["busy_ns"]
+        for path in (config, imagined)
+    ]
+    assert busy_ns[0] == busy_ns[1] > 0
 
 
 def test_tables_change_under_load_without_a_wrong_answer(
@@ -173,13 +207,43 @@ def test_tables_change_under_load_without_a_wrong_answer(
     assert list(found["changes_s"]) == ["updating rows", "refreshing all tables", "rolling back"]
 
 
+def test_what_an_export_does_not_go_with(
+    served: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, config = served
+    other = tmp_path / "other"
+    again = ["--set", "seed=5", "--out", str(other), "--quiet"]
+    assert main(["train", "--config", str(config.parent / "experiment.toml"), *again]) == 0
+    serve = ["serve", "--config", str(config), "--check"]
+    driven = [*serve, str(run), "--drive", "5"]
+    for arguments, what in (
+        ([*serve, str(other)], "give the run that was exported"),
+        ([*driven, "--refresh", str(other)], "versions = 2"),
+        ([*driven, "--set", 'model.row_type="int8"'], "row_type"),
+        ([*serve, str(run), "--json", str(config)], "is what is read here"),
+        (["loadgen", "--config", str(config), "--json", str(config)], "is what is read here"),
+        (["loadgen", "--config", str(config), "--set", "dense_features=3"], "leave dense_features out"),
+    ):
+        assert main(arguments) == 2
+        assert what in capsys.readouterr().err
+    snapshots = sorted((run / "snapshots").iterdir())
+    if len(snapshots) > 1:
+        assert main([*serve, str(snapshots[0])]) == 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "what"),
     [
         (["serve", "--config", "users-optane"], "needs a model"),
         (["serve", "--config", "users-optane", "--drive", "5"], "--check"),
         (["serve", "--config", "users-optane", "--refresh", "x"], "--drive"),
+        (["serve", "--config", "users-optane", "--check", "x", "--drive", "nan"], "more than 0"),
+        (["serve", "--config", "users-optane", "--check", "x", "--drive", "1e8"], "10,000,000 queries"),
+        (["serve", "--config", "users-optane", "--check", "x", "--seconds", "5"], "--drive"),
+        (["loadgen", "--config", "users-optane", "--rate", "9", "--ablate"], "leave one out"),
         (["loadgen", "--config", "users-optan"], "users-optane"),
+        (["loadgen", "--config", "users-optane", "--set", "seed=100000000000000000000"], "seed"),
+        (["loadgen", "--config", "users-optane", "--set", "load.queries.users=100000000000"], "users"),
         (["loadgen", "--config", "users-optane", "--set", "memory.budget=0.001"], "needed_bytes"),
         (["loadgen", "--config", "users-optane", "--set", "device.hedge_after=1ms"], "replicas"),
         (["loadgen", "--config", "users-optane", "--rate", "0"], "--rate is more than 0"),

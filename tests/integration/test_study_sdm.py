@@ -8,7 +8,7 @@ import pytest
 from tiermem.cli.main import main
 from tiermem.results import digest
 
-DIGEST = "73d61b9734ccc4e6"
+DIGEST = "3d0c5de542360261"
 ENGINE = """
 [[tables]]
 name = "user"
@@ -30,7 +30,7 @@ exponent = 0.9
 [dense]
 dim = 16
 dense_layers = [16]
-over_layers = [16]
+over_layers = [512, 64]
 
 [device]
 spec = "optane-p5800x"
@@ -51,6 +51,9 @@ candidates = 8
 """
 
 
+USERS = '{name = "user", rows = 9, columns = 4, side = "user", ids_per_list = 1, exponent = 1.0}'
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], str]:
     """Results and page of a small study."""
@@ -59,6 +62,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], str]
     settings = [
         f'engine="{folder / "engine.toml"}"', 'devices=["nand-pm9a3", "cxl-asic"]', "sweep.budgets=[0.5]",
         "sweep.exponents=[1.3]", "sweep.sla_ms=[0.001]", "sweep.dense_work=[10.0]",
+        "sweep.remote_hosts=[0.5]",
         "accelerated.queries_per_s_max=20000.0",
     ]  # fmt: skip
     options = [option for setting in settings for option in ("--set", setting)]
@@ -103,8 +107,38 @@ def test_ratios_follow_from_rates_and_watts(made: tuple[dict[str, Any], str]) ->
 
 def test_what_is_varied(made: tuple[dict[str, Any], str]) -> None:
     found = {each["what"]: dict(each["ratios"]) for each in made[0]["results"]["sensitivities"]}
-    assert set(found) == {"DRAM, share of the rows", "skew of user rows", "dense work, times", "bound, ms"}
+    assert set(found) == {
+        "DRAM, share of the rows", "skew of user rows", "dense work, times", "bound, ms",
+        "remote hosts for a host",
+    }  # fmt: skip
     assert set(found["bound, ms"].values()) == {None}, "no host keeps a microsecond"
+
+
+def test_remote_hosts_look_up_rows_and_do_nothing_else(made: tuple[dict[str, Any], str]) -> None:
+    results = made[0]["results"]
+    study, engine = results["study"], results["engine"]
+    host, users = engine["host"], engine["tables"][0]
+    # 20 rows of each of three tables, and the call; lists vary in length about their mean.
+    row_ns = host["row_ns"] + (users["columns"] + 4) * host["byte_ns"]
+    row_ns += users["columns"] * host["dequantise_ns"]
+    query_ns = study["scale_out"]["call_ns"] + users["count"] * users["ids_per_list"] * row_ns
+    could = study["remote"]["threads"] / (query_ns * 1e-9)
+    keeps_busy = study["accelerated"]["queries_per_s_max"] / could
+    # A bound on p99 leaves threads idle at times; dense layers would take as long again.
+    assert 1.0 <= results["remote_hosts"] / keeps_busy <= 1.3
+    scale_out = results["scenarios"][1]
+    watts = {
+        name: study[name]["watts"] + study[name]["dram_bytes"] / 2**30 * study["dram_watts_per_gib"]
+        for name in ("accelerated", "remote")
+    }
+    expected = watts["accelerated"] + results["remote_hosts"] * watts["remote"]
+    assert scale_out["base"]["watts"] == pytest.approx(expected, rel=1e-4)
+    (more,) = (each for each in results["sensitivities"] if each["scenario"] == "scale-out")
+    other = scale_out["other"]
+    assert dict(more["ratios"])["nand-pm9a3"] == pytest.approx(
+        other["watts"] / other["queries_per_s"] * 20_000 / (watts["accelerated"] + 0.5 * watts["remote"]),
+        rel=1e-4,
+    )
 
 
 def test_the_page_is_whole(made: tuple[dict[str, Any], str]) -> None:
@@ -123,6 +157,11 @@ def test_the_page_is_whole(made: tuple[dict[str, Any], str]) -> None:
         (["--set", "remote.queries_per_s_max=5.0"], "remote.queries_per_s_max has no source"),
         (["--set", 'engine="nothing"'], "nothing"),
         (["--set", 'devices=["nothing"]'], "nothing"),
+        (["--engine-set", "memory.budget=1000000"], "memory.budget"),
+        (
+            ["--engine-set", 'tables=[{name="it",rows=9,columns=4,side="user",ids_per_list=1,exponent=1.0}]'],
+            "items",
+        ),
     ],
 )
 def test_wrong_studies_are_refused(

@@ -11,8 +11,8 @@ from tiermem.data.synth import synthesize
 from tiermem.errors import CapacityError, ConfigError
 from tiermem.results import digest
 from tiermem.serve.ablate import ablation, baselines, run_variant
-from tiermem.serve.loadgen import LoadResult, Simulator
-from tiermem.serve.tables import imagined_tables, row_bytes
+from tiermem.serve.loadgen import Baseline, LoadResult, Simulator
+from tiermem.serve.tables import imagined_model, row_bytes
 from tiermem.serve.tune import tune
 
 QUERY, PROBE, ROW, SUBMIT, COMPLETE = 5_000, 60, 10, 200, 800
@@ -116,6 +116,23 @@ def test_one_query_takes_what_its_parts_take(overlap: bool, candidates: int) -> 
     assert whole.reads.bus_bytes == 50 * 512
 
 
+def test_who_has_no_dense_layers_spends_no_time_on_them() -> None:
+    config = engine()
+    model = imagined_model(config)
+    both = [
+        Simulator(config, model=each, baseline="memory").run(1.0, queries=50)
+        for each in (model, dataclasses.replace(model, dense=None))
+    ]
+    assert both[0].busy_ns - both[1].busy_ns == 50 * (LOWER_FLOPS + upper_ns(8, 3))
+    # Rows that were looked up elsewhere go into the layers all the same.
+    users_elsewhere = model.with_tables(model.tables[2:])
+    items = [
+        Simulator(config, model=each, baseline="memory").run(1.0, queries=50)
+        for each in (users_elsewhere, dataclasses.replace(users_elsewhere, dense=None))
+    ]
+    assert items[0].busy_ns - items[1].busy_ns == 50 * (LOWER_FLOPS + upper_ns(8, 3))
+
+
 def test_threads_are_the_bound_of_an_engine_in_memory() -> None:
     config = engine(load__sla_ms=1000.0, load__measured_queries=4_000)
     simulator = Simulator(config, baseline="memory")
@@ -129,7 +146,7 @@ def test_threads_are_the_bound_of_an_engine_in_memory() -> None:
     assert half.latency.mean_ns < 1.3 * idle.latency.mean_ns
 
 
-def highest(config: ServeConfig, baseline: str | None = None) -> LoadResult:
+def highest(config: ServeConfig, baseline: Baseline | None = None) -> LoadResult:
     variant = run_variant("it", config, baseline=baseline)
     assert variant.result is not None, variant.problem
     return variant.result
@@ -149,7 +166,7 @@ def test_the_highest_rate_keeps_the_bound_and_a_higher_one_does_not() -> None:
 
 
 def test_caches_save_reads_and_raise_the_rate() -> None:
-    rates = {variant.name: variant for variant in ablation(engine(), imagined_tables(engine()))}
+    rates = {variant.name: variant for variant in ablation(engine(), imagined_model(engine()))}
     results = {name: variant.result for name, variant in rates.items() if variant.result is not None}
     assert set(rates) == set(results), "every variant keeps some rate"
     full = results["all on"]
@@ -173,7 +190,7 @@ def test_caches_save_reads_and_raise_the_rate() -> None:
 
 def test_baselines_lie_on_both_sides() -> None:
     config = engine()
-    mapped, memory = baselines(config, imagined_tables(config))
+    mapped, memory = baselines(config, imagined_model(config))
     assert mapped.result is not None
     assert memory.result is not None
     ours = highest(config)
@@ -251,6 +268,28 @@ def test_a_warm_up_warms() -> None:
     assert len(parts) == 20
 
 
+@pytest.mark.parametrize("sla_ms", [0.5, 2.0])
+def test_a_device_that_is_hardly_fast_enough_still_has_its_highest_rate(sla_ms: float) -> None:
+    """Where the threads could do thousands of times what the device can."""
+    spec = constant_device()
+    spec["read"] |= {"latency_ns": 900_000, "command_ns": 700_000}
+    config = engine(
+        device__spec=spec,
+        memory__budget=500_000,
+        placement={"user": "uncached"},
+        load__sla_ms=sla_ms * 1e3,
+        load__measured_queries=200,
+        load__warm_up_queries=0,
+    )
+    simulator = Simulator(config)
+    best = simulator.highest_rate()
+    assert best.queries_per_s > 1.0
+    assert best.keeps("p99", sla_ms * 1e3)
+    assert not simulator.run(best.queries_per_s * 1.3, queries=2_000).keeps("p99", sla_ms * 1e3)
+    capped = simulator.highest_rate(at_most=best.queries_per_s / 2)
+    assert capped.queries_per_s == best.queries_per_s / 2
+
+
 def test_the_same_on_every_host() -> None:
     config = engine(load__measured_queries=500)
     simulator = Simulator(config)
@@ -268,13 +307,33 @@ def test_tuning_keeps_what_helps_and_says_what_it_tried() -> None:
             "reads_maxima": (2, 64), "placements": True, "rounds": 1,
         },
     )  # fmt: skip
-    tuned = tune(config, imagined_tables(config))
+    tuned = tune(config, imagined_model(config))
     tried = {(each.setting, each.value): each for each in tuned.tried}
     assert tried["device.reads_max", "64"].kept
     assert tuned.config.device.reads_max == 64
     assert not tried["placement.user-0", "fixed"].kept, "it does not fit, and says so"
     assert "memory" in tried["placement.user-0", "fixed"].problem
     assert tuned.gain > 1.0
+    assert tuned.changes["device"] == {"reads_max": 64}
+    again = run_variant("found", tuned.config)
+    assert again.result == tuned.best.result, "what was found can be run"
+
+
+def test_a_placement_that_is_found_is_part_of_the_configuration() -> None:
+    config = engine(
+        memory__budget=16_000_000,
+        memory__pooled_share=0.0,
+        load__measured_queries=300,
+        tune={
+            "pooled_shares": (), "pooled_ids_mins": (), "reads_per_table_maxima": (), "reads_maxima": (),
+            "rounds": 1,
+        },
+    )  # fmt: skip
+    tuned = tune(config, imagined_model(config))
+    assert tuned.changes["placement"]["user-0"] == "fixed"
+    assert tuned.config.placement["user-0"] == "fixed"
+    again = run_variant("found", ServeConfig.from_mapping(tuned.config.model_dump()))
+    assert again.result == tuned.best.result
 
 
 def test_queries_of_a_trace(tmp_path: Path) -> None:
@@ -298,7 +357,17 @@ def test_what_does_not_go_together_is_refused() -> None:
         Simulator(engine(memory__budget=10_000))
     with pytest.raises(ConfigError, match="no table"):
         engine(placement={"nothing": "fixed"})
-    with pytest.raises(ConfigError, match="at least one query"):
+    with pytest.raises(ConfigError, match='two tables are called "user-1"'):
+        engine(
+            tables=[*engine().model_dump()["tables"], engine().tables[1].model_dump() | {"name": "user-1"}]
+        )
+    with pytest.raises(ConfigError, match="leave dense_features out"):
+        engine(tables=[], dense=None, model={"path": "it", "user_tables": ["user"]})
+    with pytest.raises(ConfigError, match="mapped, memory, not 'mappd'"):
+        Simulator(engine(), baseline="mappd")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="compute is too slow"):
+        Simulator(engine(host__compute__flops_per_s=1e-9))
+    with pytest.raises(ConfigError, match="more than 0"):
         Simulator(engine()).run(0.0)
     with pytest.raises(ConfigError, match="block_bytes"):
         Simulator(engine(device__block_bytes=600))

@@ -4,8 +4,9 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tiermem.cli.common import Output, add_output_options, add_override_option
+from tiermem.cli.common import Output, add_output_options, add_override_option, refuse_overwriting
 from tiermem.config import ServeConfig, available
+from tiermem.config.serve import RATE_MAX
 from tiermem.errors import ConfigError
 from tiermem.report import Table
 from tiermem.results import canonical, digest
@@ -14,12 +15,9 @@ from tiermem.units import format_bytes, format_duration
 if TYPE_CHECKING:
     from tiermem.serve.ablate import Variant
     from tiermem.serve.loadgen import LoadResult, Simulator, WarmUpPart
-    from tiermem.serve.tables import ServedTable
+    from tiermem.serve.tables import ServedModel
 
-__all__ = ["add", "served_tables"]
-
-_RATE_MAX = 10**9
-"""Queries a second: time is counted in nanoseconds."""
+__all__ = ["add", "served_model"]
 
 
 def add(verbs: "argparse._SubParsersAction[Any]") -> None:
@@ -43,21 +41,26 @@ def add(verbs: "argparse._SubParsersAction[Any]") -> None:
     parser.set_defaults(run=_run)
 
 
-def served_tables(config: ServeConfig) -> "list[ServedTable]":
-    """The tables of an engine: those of its model, or those that it imagines."""
-    from tiermem.serve.tables import imagined_tables  # noqa: PLC0415 (loads numpy)
+def served_model(config: ServeConfig) -> "ServedModel":
+    """What an engine serves: its model, or what it imagines."""
+    from tiermem.serve.tables import imagined_model  # noqa: PLC0415 (loads numpy)
 
     if config.model is None:
-        return imagined_tables(config)
+        return imagined_model(config)
     from tiermem.serve.model import Model  # noqa: PLC0415 (loads torch)
 
-    return Model.load(Path(config.model.path)).tables(config)
+    return Model.load(Path(config.model.path)).served(config)
 
 
 def _run(options: argparse.Namespace) -> int:
     config = ServeConfig.load_file(options.config, options.overrides)
-    if options.rate is not None and not 0 < options.rate <= _RATE_MAX:
-        raise ConfigError(f"--rate is more than 0 and at most {_RATE_MAX:,} queries/s, not {options.rate:g}")
+    if options.rate is not None and not 0 < options.rate <= RATE_MAX:
+        raise ConfigError(f"--rate is more than 0 and at most {RATE_MAX:,} queries/s, not {options.rate:g}")
+    if options.rate is not None and (options.baselines or options.ablate):
+        raise ConfigError(
+            "--rate runs one rate; --baselines and --ablate look for the highest: leave one out"
+        )
+    refuse_overwriting([options.json], [options.config])
     from tiermem.cli.serve_tables import (  # noqa: PLC0415 (loads the extension)
         memory_table,
         variant_document,
@@ -66,20 +69,20 @@ def _run(options: argparse.Namespace) -> int:
     from tiermem.serve.loadgen import Simulator  # noqa: PLC0415 (loads the extension)
 
     output = Output(options)
-    tables = served_tables(config)
-    simulator = Simulator(config, tables=tables)
+    model = served_model(config)
+    simulator = Simulator(config, model=model)
     warm = simulator.warm_up()
     output.table(memory_table(simulator.memory))
     output.table(_warm_up_table(warm))
     if options.rate is not None:
         return _one_rate(output, config, simulator, options.rate)
-    variants = _variants(options, config, tables, output)
+    variants = _variants(options, config, model, output)
     title = f"Highest rate with {config.load.quantile} within {config.load.sla_ms:g} ms, in virtual time"
     note = f"{config.host.threads} threads, {config.device.spec.name} x {config.device.replicas}; emulated."
     output.table(variants_table(title, variants, note))
     results = {"variants": [variant_document(variant) for variant in variants]}
     if variants[0].result is not None:
-        _say_refresh(output, config, tables, warm, variants[0].result.queries_per_s)
+        _say_refresh(output, config, model, warm, variants[0].result.queries_per_s)
     output.result(f"results digest: {digest(results)}")
     output.document(
         {
@@ -92,15 +95,15 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _variants(
-    options: argparse.Namespace, config: ServeConfig, tables: "list[ServedTable]", output: Output
+    options: argparse.Namespace, config: ServeConfig, model: "ServedModel", output: Output
 ) -> "list[Variant]":
     from tiermem.serve.ablate import ablation, baselines, run_variant  # noqa: PLC0415 (loads the extension)
 
     found = []
-    for variant in ablation(config, tables) if options.ablate else [run_variant("engine", config, tables)]:
+    for variant in ablation(config, model) if options.ablate else [run_variant("engine", config, model)]:
         output.line(f"{variant.name}: done")
         found.append(variant)
-    for variant in baselines(config, tables) if options.baselines else []:
+    for variant in baselines(config, model) if options.baselines else []:
         output.line(f"{variant.name}: done")
         found.append(variant)
     return found
@@ -109,26 +112,29 @@ def _variants(
 def _say_refresh(
     output: Output,
     config: ServeConfig,
-    tables: "list[ServedTable]",
+    model: "ServedModel",
     warm_up: "list[WarmUpPart]",
     queries_per_s: float,
 ) -> None:
     """How often the tables can be refreshed, and what that costs."""
     from tiermem.serve.refresh import LIFE_YEARS, refresh_plan  # noqa: PLC0415 (loads the extension)
 
-    loaded = [table.loaded(config) for table in tables]
+    loaded = [table.loaded(config) for table in model.tables]
     nbytes = sum(table.nbytes for table in loaded if table.placement != "fixed")
+    if nbytes == 0:
+        return
     plan = refresh_plan(config.device.effective_spec(), nbytes, warm_up, queries_per_s)
     limit = (
         f"at the least every {format_duration(plan.least_interval_s * 1e9)} for a life of {LIFE_YEARS} years"
         if plan.least_interval_s
         else "as often as one likes: the device has no limit of writes"
     )
-    output.result(
-        f"refreshing the {format_bytes(nbytes)} on the device: {limit}; caches are warm"
-        f" {format_duration(plan.warm_up_s * 1e9)} later; staggered evenly at that,"
-        f" {plan.warming_share:.2%} of the hosts are warming"
-    )
+    text = f"refreshing the {format_bytes(nbytes)} on the device: {limit}"
+    if warm_up:
+        text += f"; caches are warm {format_duration(plan.warm_up_s * 1e9)} later"
+    if warm_up and plan.least_interval_s:
+        text += f"; staggered evenly at that, {plan.warming_share:.2%} of the hosts are warming"
+    output.result(text)
 
 
 def _warm_up_table(parts: "list[Any]") -> Table:

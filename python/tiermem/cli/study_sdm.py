@@ -4,7 +4,13 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from tiermem.cli.common import Output, add_output_options, add_override_option, refuse_unwritable
+from tiermem.cli.common import (
+    Output,
+    add_output_options,
+    add_override_option,
+    refuse_overwriting,
+    refuse_unwritable,
+)
 from tiermem.config import ServeConfig
 from tiermem.config.sdm import FleetStudyConfig
 from tiermem.report import render_study
@@ -41,6 +47,7 @@ def add_sdm(actions: "argparse._SubParsersAction[Any]") -> None:
 def _run(options: argparse.Namespace) -> int:
     config = FleetStudyConfig.load(options.config, options.overrides)
     engine = ServeConfig.load_file(config.engine, options.engine_overrides)
+    refuse_overwriting([options.out, options.json], [options.config, config.engine])
     if options.out is not None:
         refuse_unwritable(Path(options.out))
     from tiermem.study.sdm import run_fleet_study  # noqa: PLC0415 (loads the extension)

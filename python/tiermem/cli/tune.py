@@ -13,8 +13,9 @@ from tiermem.cli.common import (
     refuse_overwriting,
     refuse_unwritable,
 )
-from tiermem.cli.loadgen import served_tables
+from tiermem.cli.loadgen import served_model
 from tiermem.config import ServeConfig, available
+from tiermem.config.names import load_named
 from tiermem.report import Table
 from tiermem.results import canonical, digest, write_text
 
@@ -41,7 +42,7 @@ def add(verbs: "argparse._SubParsersAction[Any]") -> None:
     )
     add_override_option(parser, "replace one value, e.g. tune.rounds=1")
     parser.add_argument(
-        "--out", metavar="FILE", help="write the settings that were found, as changes to --config"
+        "--out", metavar="FILE", help="write the engine with the settings that were found, for --config"
     )
     add_output_options(parser)
     parser.set_defaults(run=_run)
@@ -68,19 +69,18 @@ def _run(options: argparse.Namespace) -> int:
             f" ({'kept' if tried.kept else 'left'}; best before {tried.best_before:,.0f})"
         )
 
-    tuned = tune(config, served_tables(config), say)
+    tuned = tune(config, served_model(config), say)
     output.table(_tried_table(tuned))
     title = f"Highest rate with {config.load.quantile} within {config.load.sla_ms:g} ms, in virtual time"
     output.table(variants_table(title, [tuned.first, tuned.best], "Emulated."))
-    output.result(f"{tuned.gain:.2f} times the rate that it began with")
-    changes = _changes(config, tuned)
+    output.result(_verdict(tuned))
     if options.out is not None:
-        write_text(Path(options.out), tomli_w.dumps(changes))
-        output.result(f"settings: {options.out}")
+        write_text(Path(options.out), tomli_w.dumps(_file(options.config, overrides, tuned)))
+        output.result(f"engine: {options.out}")
     results = {
         "first": variant_document(tuned.first),
         "best": variant_document(tuned.best),
-        "changes": changes,
+        "changes": tuned.changes,
         "tried": [
             {
                 "setting": each.setting,
@@ -92,29 +92,30 @@ def _run(options: argparse.Namespace) -> int:
             for each in tuned.tried
         ],
     }
-    output.document({"results": canonical(results), "digest": digest(results), "gain": tuned.gain})
+    output.document(
+        {
+            "results": canonical(results),
+            "digest": digest(results),
+            "gain": tuned.gain if tuned.first.result is not None else None,
+        }
+    )
     return 0 if tuned.best.result is not None else 1
 
 
-def _changes(config: ServeConfig, tuned: "Tuned") -> dict[str, Any]:
-    """What the search changed, as a part of a configuration file."""
-    changes: dict[str, Any] = {}
-    for part, keys in (
-        ("memory", ("pooled_share", "pooled_ids_min")),
-        ("device", ("reads_per_table_max", "reads_max")),
-    ):
-        before, after = getattr(config, part), getattr(tuned.config, part)
-        changed = {key: getattr(after, key) for key in keys if getattr(after, key) != getattr(before, key)}
-        if changed:
-            changes[part] = changed
-    placement = {
-        each.setting.removeprefix("placement."): each.value
-        for each in tuned.tried
-        if each.kept and each.setting.startswith("placement.")
-    }
-    if placement:
-        changes["placement"] = placement
-    return changes
+def _verdict(tuned: "Tuned") -> str:
+    if tuned.best.result is None:
+        return "no setting keeps the bound at any rate"
+    if tuned.first.result is None:
+        return f"{tuned.best.result.queries_per_s:,.0f} queries/s; what it began with kept no rate"
+    return f"{tuned.gain:.2f} times the rate that it began with"
+
+
+def _file(name_or_path: str, overrides: list[str], tuned: "Tuned") -> dict[str, Any]:
+    """The engine as it was written, with what the search changed."""
+    values, _ = load_named("serving", name_or_path, overrides)
+    for section, changed in tuned.changes.items():
+        values[section] = {**values.get(section, {}), **changed}
+    return values
 
 
 def _tried_table(tuned: "Tuned") -> Table:

@@ -43,7 +43,7 @@ class CoLocationConfig(Config):
 
 
 class FleetSweepConfig(Config):
-    """What is varied, of the small host."""
+    """What is varied: of scale-out the remote hosts, of the small host the rest."""
 
     budgets: tuple[Annotated[float, Field(gt=0, le=1)], ...]
     """DRAM for tables, as a share of their bytes."""
@@ -52,7 +52,9 @@ class FleetSweepConfig(Config):
     sla_ms: tuple[Annotated[float, Field(gt=0)], ...]
     """The bound on the latency."""
     dense_work: tuple[Annotated[float, Field(gt=0)], ...]
-    """Dense layers, times their work."""
+    """Dense layers, times their work, on the large host, too."""
+    remote_hosts: tuple[Annotated[float, Field(ge=0)], ...]
+    """Remote hosts for an accelerated one."""
 
 
 class FleetStudyConfig(Config):

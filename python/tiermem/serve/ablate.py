@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from tiermem.config import ServeConfig
 from tiermem.errors import CapacityError
 from tiermem.serve.loadgen import Baseline, LoadResult, MemoryUse, NoRateError, Simulator
-from tiermem.serve.tables import ServedTable
+from tiermem.serve.tables import ServedModel
 
 __all__ = ["UNLIMITED_READS", "Variant", "ablation", "baselines", "run_variant"]
 
@@ -29,24 +29,26 @@ class Variant:
 def run_variant(
     name: str,
     config: ServeConfig,
-    tables: list[ServedTable] | None = None,
+    model: ServedModel | None = None,
     *,
     baseline: Baseline | None = None,
 ) -> Variant:
     """Warms an engine and finds its highest rate within the bound."""
     try:
-        simulator = Simulator(config, tables=tables, baseline=baseline)
+        simulator = Simulator(config, model=model, baseline=baseline)
         simulator.warm_up()
         return Variant(name=name, result=simulator.highest_rate(), memory=simulator.memory)
     except (NoRateError, CapacityError) as error:
         return Variant(name=name, result=None, memory=None, problem=str(error))
 
 
-def _uncached(config: ServeConfig, tables: list[ServedTable]) -> tuple[ServeConfig, list[ServedTable]]:
-    return config, [
-        dataclasses.replace(table, placement="uncached") if table.placement == "cached" else table
-        for table in tables
-    ]
+def _uncached(model: ServedModel) -> ServedModel:
+    return model.with_tables(
+        [
+            dataclasses.replace(table, placement="uncached") if table.placement == "cached" else table
+            for table in model.tables
+        ]
+    )
 
 
 def _with(**changes: object) -> Callable[[ServeConfig], ServeConfig]:
@@ -79,18 +81,18 @@ _SWITCHES: tuple[tuple[str, Callable[[ServeConfig], ServeConfig]], ...] = (
 )
 
 
-def ablation(config: ServeConfig, tables: list[ServedTable]) -> Iterator[Variant]:
+def ablation(config: ServeConfig, model: ServedModel) -> Iterator[Variant]:
     """The engine, then with each mechanism off in turn; hedging where there are two devices."""
-    yield run_variant("all on", config, tables)
-    yield run_variant("no row cache", *_uncached(config, tables))
+    yield run_variant("all on", config, model)
+    yield run_variant("no row cache", config, _uncached(model))
     switches = list(_SWITCHES)
     if config.device.hedge_after is not None:
         switches.append(("no hedging", _with(device__hedge_after=None)))
     for name, change in switches:
-        yield run_variant(name, change(config), tables)
+        yield run_variant(name, change(config), model)
 
 
-def baselines(config: ServeConfig, tables: list[ServedTable]) -> Iterator[Variant]:
+def baselines(config: ServeConfig, model: ServedModel) -> Iterator[Variant]:
     """Tables in a mapped file with the same memory for pages, and all tables in memory."""
-    yield run_variant("mapped file", config, tables, baseline="mapped")
-    yield run_variant("all in memory", config, tables, baseline="memory")
+    yield run_variant("mapped file", config, model, baseline="mapped")
+    yield run_variant("all in memory", config, model, baseline="memory")

@@ -3,13 +3,14 @@
 import dataclasses
 import json
 import math
-from typing import Any, Self
+from typing import Any, Literal, Self, get_args
 
 from tiermem import _core
 from tiermem.config import ServeConfig
+from tiermem.config.serve import RATE_MAX
 from tiermem.errors import ConfigError
 from tiermem.perf import serving_costs
-from tiermem.serve.tables import ServedTable, core_config, imagined_tables
+from tiermem.serve.tables import ServedModel, core_config, imagined_model
 from tiermem.stats import DeviceStats, LatencyStats
 
 __all__ = [
@@ -26,15 +27,18 @@ __all__ = [
 _GIVE_UP_SLAS = 50
 """A query that takes so many times the bound ends a run: the load is too high."""
 _RATE_SPAN = 256.0
-"""The highest rate is looked for down to this part of what the threads could do."""
+"""The highest rate is looked for between one that keeps the bound and so many times that."""
 _RUN_SLAS = 20
 """A run lasts so many times the bound at least: less would not see that a queue grows."""
+_LEAST_RATE = 1.0
+"""An engine that cannot answer a query a second cannot answer any."""
+_DENSE_NS_MAX = 10**12
 _PROBE_QUERIES = 400
 """Queries whose cost on the threads bounds the rate."""
 _WARM_UP_PARTS = 20
 _PS_PER_NS = 1000
 
-Baseline = str
+Baseline = Literal["mapped", "memory"]
 """`mapped`: tables in a mapped file, pages cached by the kernel; `memory`: all tables in memory."""
 
 
@@ -152,7 +156,7 @@ class Simulator:
 
     Args:
         config: the engine.
-        tables: its tables; `None`: those that the configuration imagines.
+        model: what it serves; `None`: what the configuration imagines.
         baseline: `mapped` or `memory` instead of the engine.
 
     Raises:
@@ -164,13 +168,16 @@ class Simulator:
         self,
         config: ServeConfig,
         *,
-        tables: list[ServedTable] | None = None,
+        model: ServedModel | None = None,
         baseline: Baseline | None = None,
     ) -> None:
+        if baseline not in (None, *get_args(Baseline)):
+            raise ConfigError(f"a baseline is one of {', '.join(get_args(Baseline))}, not {baseline!r}")
         self.config = config
-        self.tables = imagined_tables(config) if tables is None else tables
+        self.model = imagined_model(config) if model is None else model
+        self.tables = self.model.tables
         if baseline == "memory":
-            self.tables = [dataclasses.replace(table, placement="fixed") for table in self.tables]
+            self.tables = tuple(dataclasses.replace(table, placement="fixed") for table in self.tables)
         self._core = _core.ServeSimulation(json.dumps(self._core_config(baseline)))
         self.memory = MemoryUse(**json.loads(self._core.memory_json()))
 
@@ -196,13 +203,7 @@ class Simulator:
 
     def _host(self) -> dict[str, int]:
         host, device = self.config.host, self.config.device
-        lower, upper = serving_costs(
-            self.config.dense,
-            dense_features=self.config.dense_features,
-            sparse_features=len(self.tables),
-            candidates=self.config.load.queries.candidates,
-        )
-        overhead_ns = host.compute.overhead_ns_per_step
+        lower_ns, upper_ns = self._dense_ns()
         complete_ns = host.polling_ns if device.completion == "polling" else host.interrupt_ns
         return {
             "query_ns": host.query_ns,
@@ -213,9 +214,28 @@ class Simulator:
             "submit_ps": _ps(host.submit_ns),
             "complete_ps": _ps(complete_ns),
             "fault_ps": _ps(host.fault_ns),
-            "lower_ns": lower.time_ns(host.compute) - overhead_ns,
-            "upper_ns": upper.time_ns(host.compute),
+            "lower_ns": lower_ns,
+            "upper_ns": upper_ns,
         }
+
+    def _dense_ns(self) -> tuple[int, int]:
+        """Time of the lower dense layers, and of interaction and upper ones."""
+        dense, compute = self.model.dense, self.config.host.compute
+        if dense is None:
+            return 0, 0
+        lower, upper = serving_costs(
+            dense.model,
+            dense_features=dense.dense_features,
+            sparse_features=dense.sparse_features,
+            candidates=self.config.load.queries.candidates,
+        )
+        # The overhead of a step is paid once.
+        times = lower.time_ns(compute) - compute.overhead_ns_per_step, upper.time_ns(compute)
+        if sum(times) > _DENSE_NS_MAX:
+            raise ConfigError(
+                f"the dense layers of a query would take {sum(times) * 1e-9:.3g} s; host.compute is too slow"
+            )
+        return times
 
     def _queries(self) -> dict[str, Any]:
         load = self.config.load.queries
@@ -265,6 +285,10 @@ class Simulator:
             ConfigError: if the rate is none, or the trace has fewer queries.
         """
         load = self.config.load
+        if not 0 < queries_per_s <= RATE_MAX:
+            raise ConfigError(
+                f"a rate is more than 0 and at most {RATE_MAX:,} queries/s, not {queries_per_s:g}"
+            )
         text = self._core.run(
             json.dumps(
                 {
@@ -284,27 +308,47 @@ class Simulator:
         there = self._core.queries()
         return queries if there is None else min(queries, max(1, there - load.warm_up_queries))
 
-    def highest_rate(self) -> LoadResult:
+    def _try(self, rate: float) -> tuple[LoadResult, bool]:
+        """A run that is long enough for its rate, and whether it kept the bound."""
+        found = self.run(rate, queries=self._queries_at(rate))
+        return found, found.keeps(self.config.load.quantile, self.config.load.sla_ms)
+
+    def highest_rate(self, *, at_most: float = RATE_MAX) -> LoadResult:
         """The run at the highest rate that keeps the bound, to within `load.rate_tolerance`.
+
+        Args:
+            at_most: no higher rate is tried, queries/s.
 
         Raises:
             NoRateError: if no rate does; the message has the latency of an idle engine.
         """
         load = self.config.load
-        probe = self.run(1.0, queries=min(_PROBE_QUERIES, load.measured_queries))
-        if not probe.keeps(load.quantile, load.sla_ms):
-            found = probe.quantile_ms(load.quantile)
+        best = self.run(_LEAST_RATE, queries=min(_PROBE_QUERIES, load.measured_queries))
+        if not best.keeps(load.quantile, load.sla_ms):
+            found = best.quantile_ms(load.quantile)
             raise NoRateError(
                 f"no load keeps {load.quantile} within {load.sla_ms:g} ms: an idle engine needs"
                 f" {found:.3g} ms; allow more, or use a faster device"
             )
         # Beyond this threads have more work than time, however long that takes to be seen.
-        most = self.config.host.threads * probe.queries / max(1, probe.busy_ns) * 1e9
-        best, low, high = probe, most / _RATE_SPAN, most
+        high = self.config.host.threads * best.queries / max(1, best.busy_ns) * 1e9
+        if at_most < high:
+            high = at_most
+            limited, keeps = self._try(at_most)
+            if keeps:
+                return limited
+        low = high / _RATE_SPAN
+        while low > _LEAST_RATE:
+            found_run, keeps = self._try(low)
+            if keeps:
+                best = found_run
+                break
+            high, low = low, low / _RATE_SPAN
+        low = max(low, _LEAST_RATE)
         while high / low > 1 + load.rate_tolerance:
             rate = math.sqrt(low * high)
-            found_run = self.run(rate, queries=self._queries_at(rate))
-            if found_run.keeps(load.quantile, load.sla_ms):
+            found_run, keeps = self._try(rate)
+            if keeps:
                 best, low = found_run, rate
             else:
                 high = rate

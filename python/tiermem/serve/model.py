@@ -12,7 +12,7 @@ from tiermem.checkpoint import ExportedModel, TableFile
 from tiermem.config import ServeConfig, ServeRowType
 from tiermem.errors import ConfigError, CorruptionError
 from tiermem.models import DenseParts
-from tiermem.serve.tables import ServedTable
+from tiermem.serve.tables import DenseLayers, ServedModel, ServedTable
 
 __all__ = ["Model"]
 
@@ -87,6 +87,20 @@ class Model:
                 )
             )
         return tables
+
+    def served(self, config: ServeConfig) -> ServedModel:
+        """What the configuration serves, for an engine in virtual time.
+
+        Raises:
+            ConfigError: if the configuration names a table that is none of them.
+        """
+        tables = self.tables(config)
+        layers = DenseLayers(
+            model=self.exported.model,
+            dense_features=self.dense.dense_inputs,
+            sparse_features=len(tables),
+        )
+        return ServedModel(tables=tuple(tables), dense=layers)
 
     def ids(self, table: int) -> int:
         """Ids of a table: as many as rows, or more of a pruned one."""

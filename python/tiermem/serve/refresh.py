@@ -12,7 +12,7 @@ from tiermem.serve.loadgen import WarmUpPart
 __all__ = ["RefreshPlan", "least_refresh_interval_s", "refresh_plan"]
 
 LIFE_YEARS = 5
-"""How long a device must last: the usual warranty of a data-centre SSD."""
+"""How long a device must last: assumed."""
 _SECONDS_PER_YEAR = 365.25 * 86_400
 _WARM_SHARE = 0.95
 """A cache is warm when its hit rate is at this share of what it ends at."""
@@ -27,7 +27,8 @@ class RefreshPlan:
     warm_up_s: float
     """Until the caches are warm, at the rate of the load."""
     warming_share: float
-    """Of the hosts of a fleet that refresh evenly staggered at that interval, those that are warming."""
+    """Of the hosts of a fleet that refresh evenly staggered at that interval, those that are warming;
+    0 without one."""
 
 
 def least_refresh_interval_s(spec: DeviceSpec, nbytes: int, *, life_years: float = LIFE_YEARS) -> float:

@@ -2,13 +2,25 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any
 
-from tiermem.config import ServeConfig, ServePlacement, ServeRowType
+from tiermem.config import ModelConfig, ServeConfig, ServePlacement, ServeRowType
 from tiermem.config.serve import DEVICE_PLACEMENTS
 from tiermem.errors import ConfigError
 
-__all__ = ["ServedTable", "budget_bytes", "core_config", "imagined_tables", "row_bytes"]
+__all__ = [
+    "DenseLayers",
+    "ServedModel",
+    "ServedTable",
+    "budget_bytes",
+    "core_config",
+    "imagined_model",
+    "row_bytes",
+]
+
+_DENSE_FEATURES = 13
+"""Of an imagined model that says nothing else: those of the Criteo data sets."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,6 +60,29 @@ class ServedTable:
         return dataclasses.replace(self, **changes)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class DenseLayers:
+    """The dense layers of a model, for what they cost."""
+
+    model: ModelConfig
+    dense_features: int
+    sparse_features: int
+    """Pooled rows of a sample that they get, wherever those were looked up."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class ServedModel:
+    """What an engine in virtual time serves."""
+
+    tables: tuple[ServedTable, ...]
+    dense: DenseLayers | None
+    """`None`: it looks up rows and nothing else."""
+
+    def with_tables(self, tables: Sequence[ServedTable]) -> "ServedModel":
+        """The same layers over other tables."""
+        return dataclasses.replace(self, tables=tuple(tables))
+
+
 def row_bytes(row_type: ServeRowType, columns: int) -> int:
     """Bytes of a stored row; of codes with their scale and bias."""
     match row_type:
@@ -63,28 +98,32 @@ def row_bytes(row_type: ServeRowType, columns: int) -> int:
             return math.ceil(columns / 2) + 4
 
 
-def imagined_tables(config: ServeConfig) -> list[ServedTable]:
-    """The tables of a configuration without a model."""
-    tables: list[ServedTable] = []
-    for kind in config.tables:
-        is_user = kind.side == "user"
-        first = ServedTable(
-            name=kind.name,
+def imagined_model(config: ServeConfig) -> ServedModel:
+    """What a configuration without a model imagines."""
+    tables = tuple(
+        ServedTable(
+            name=name,
             ids=kind.rows,
             rows=max(1, round(kind.rows * (1 - kind.pruned_share))),
             columns=kind.columns,
             row_type=kind.row_type,
-            is_user=is_user,
-            placement=config.placement_of(kind.name, is_user=is_user),
+            is_user=kind.side == "user",
+            placement=config.placement_of(name, kind.name, is_user=kind.side == "user"),
             ids_per_list=kind.ids_per_list,
             exponent=kind.exponent,
         )
-        names = [kind.name] if kind.count == 1 else [f"{kind.name}-{n}" for n in range(kind.count)]
-        tables += [dataclasses.replace(first, name=name) for name in names]
-    return tables
+        for kind in config.tables
+        for name in kind.names
+    )
+    dense = DenseLayers(
+        model=config.dense or ModelConfig(),
+        dense_features=_DENSE_FEATURES if config.dense_features is None else config.dense_features,
+        sparse_features=len(tables),
+    )
+    return ServedModel(tables=tables, dense=dense)
 
 
-def budget_bytes(config: ServeConfig, tables: list[ServedTable]) -> int:
+def budget_bytes(config: ServeConfig, tables: Sequence[ServedTable]) -> int:
     """The memory of an engine.
 
     A share is of the bytes of all rows that were not pruned, as they are before `load_time` changes them.
@@ -95,7 +134,7 @@ def budget_bytes(config: ServeConfig, tables: list[ServedTable]) -> int:
     return budget
 
 
-def core_config(config: ServeConfig, tables: list[ServedTable]) -> dict[str, Any]:
+def core_config(config: ServeConfig, tables: Sequence[ServedTable]) -> dict[str, Any]:
     """What decides what is read from where, as the extension reads it."""
     if not tables:
         raise ConfigError("an engine needs at least one table")

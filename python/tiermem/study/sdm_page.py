@@ -42,6 +42,7 @@ def document(study: FleetStudy) -> dict[str, Any]:
     return {
         "study": study.config.model_dump(mode="json"),
         "engine": study.engine.model_dump(mode="json"),
+        "remote_hosts": _plain(study.remote_hosts),
         "scenarios": _plain(list(study.scenarios)),
         "sensitivities": _plain(list(study.sensitivities)),
     }
@@ -88,15 +89,15 @@ def _row(each: Scenario) -> tuple[str, ...]:
 
 
 def sensitivity_table(study: FleetStudy) -> Table:
-    """The small host with one thing changed."""
+    """Scenarios with one thing changed."""
     rows = tuple(
         (
-            f"{each.what}: {each.value:g}",
+            f"{each.scenario}, {each.what}: {each.value:g}",
             *("cannot" if ratio is None else f"{ratio:.2f}" for _, ratio in each.ratios),
         )
         for each in study.sensitivities
     )
-    return Table("Small host: power ratio with one thing changed", ("changed", *study.config.devices), rows)
+    return Table("Power ratio with one thing changed", ("changed", *study.config.devices), rows)
 
 
 def _points_table(study: FleetStudy) -> Table:
@@ -146,7 +147,9 @@ def sections(study: FleetStudy) -> list[Section]:
         Section(
             title="What the answer hangs on",
             text=(
-                "Each line changes one thing of the small host; with the bound, the large host changes, too.",
+                "Each line changes one thing. The bound and the dense work of the small host are those of the"
+                " large one, too.",
+                f"Lookups of an accelerated host keep {study.remote_hosts:.2g} remote hosts busy.",
             ),
             tables=(sensitivity_table(study),),
         ),
