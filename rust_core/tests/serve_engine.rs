@@ -83,16 +83,16 @@ fn bytes(values: &[f32]) -> Vec<u8> {
 }
 
 fn load(engine: &Engine, version: u64, warm: bool) -> u64 {
-    let mut new = engine.new_version().unwrap();
+    let new = engine.new_version().unwrap();
     for (table, &(_, rows, _)) in TABLES.iter().enumerate() {
-        let per_load = engine.rows_per_load(table);
+        let per_load = engine.rows_per_load(table).unwrap();
         for first in (0..rows).step_by(per_load as usize) {
             let rows = first..(first + per_load).min(rows);
             let values: Vec<f32> = rows.flat_map(|row| weights(table, row, version)).collect();
-            engine.load(&mut new, table, RowType::Fp32, &bytes(&values)).unwrap();
+            engine.load(&new, table, RowType::Fp32, &bytes(&values)).unwrap();
         }
     }
-    engine.commit(new, warm).unwrap()
+    engine.commit(&new, warm).unwrap()
 }
 
 /// A row as the stored type has it.
@@ -362,11 +362,11 @@ fn an_update_waits_for_queries_that_began_before() {
 #[test]
 fn of_two_versions_that_are_begun_the_later_one_is_loaded() {
     let engine = engine(SETUP);
-    let mut first = engine.new_version().unwrap();
+    let first = engine.new_version().unwrap();
     load(&engine, 1, false);
-    let refused = engine.load(&mut first, 3, RowType::Fp32, &[]).unwrap_err();
+    let refused = engine.load(&first, 3, RowType::Fp32, &[]).unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::Closed);
-    assert_eq!(engine.commit(first, false).unwrap_err().kind(), ErrorKind::Closed);
+    assert_eq!(engine.commit(&first, false).unwrap_err().kind(), ErrorKind::Closed);
     assert_eq!(ask(&engine, &query(1)), plainly(&query(1), |table, row| weights(table, row, 1)));
 }
 
@@ -434,7 +434,7 @@ fn a_simulation_reads_what_the_engine_reads() {
         "candidates": 1, "list_life_queries": 0, "seed": 5}});
     for is_sub_block in [false, true] {
         let setup = Setup { versions: 1, is_sub_block, ..SETUP };
-        let config = json!({"serve": serve_json(setup), "host": host, "threads": 1, "is_overlapped": true, "is_mapped": false,
+        let config = json!({"serve": serve_json(setup), "host": host, "threads": 1, "is_overlapped": true, "is_mapped": false, "versions": 1,
             "queries": queries, "writes": {"updates_per_s": 0, "nbytes": 512}, "faults": {}, "seed": 1});
         let mut simulation = Simulation::new(serde_json::from_value::<SimulationConfig>(config).unwrap()).unwrap();
         let found = simulation.run(&Load { queries_per_s: 10.0, first_query: 0, queries: 500, give_up_ns: 0 }).unwrap();

@@ -51,14 +51,14 @@ fn open(config: Value) -> Result<Arc<Engine>, Error> {
 /// Opens and loads it with `weight` of each row in all of its columns.
 fn loaded(config: Value, weight: impl Fn(u64) -> f32) -> Arc<Engine> {
     let engine = open(config).unwrap();
-    let mut version = engine.new_version().unwrap();
-    let per_load = engine.rows_per_load(0);
+    let version = engine.new_version().unwrap();
+    let per_load = engine.rows_per_load(0).unwrap();
     for first in (0..ROWS).step_by(per_load as usize) {
         let rows = first..(first + per_load).min(ROWS);
         let values: Vec<u8> = rows.flat_map(|row| weight(row).to_le_bytes().repeat(COLUMNS)).collect();
-        engine.load(&mut version, 0, RowType::Fp32, &values).unwrap();
+        engine.load(&version, 0, RowType::Fp32, &values).unwrap();
     }
-    engine.commit(version, false).unwrap();
+    engine.commit(&version, false).unwrap();
     engine
 }
 

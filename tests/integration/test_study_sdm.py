@@ -8,7 +8,7 @@ import pytest
 from tiermem.cli.main import main
 from tiermem.results import digest
 
-DIGEST = "3d0c5de542360261"
+DIGEST = "3a4e5fda0299497c"
 ENGINE = """
 [[tables]]
 name = "user"

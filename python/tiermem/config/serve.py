@@ -139,7 +139,10 @@ class ServeDeviceConfig(Config):
 
 
 class CacheMemoryConfig(Config):
-    """All memory of an engine, and what becomes of it."""
+    """All memory that an engine keeps, and what becomes of it.
+
+    Rows that a query under way gathers, and rows being loaded, are not in it.
+    """
 
     budget: Budget
     """Bytes, or a share of the bytes of all rows that were not pruned, as `load_time` finds them."""
@@ -213,12 +216,15 @@ class QueryLoadConfig(Config):
 
 
 class UpdateLoadConfig(Config):
-    """Rows that are updated while queries are served."""
+    """Rows that are updated while queries are served, in virtual time.
+
+    They wait in `memory.updates` as in an engine; what the device does for them is spread evenly over time.
+    """
 
     updates_per_s: int = Field(default=0, ge=0, le=RATE_MAX)
     """Updates a second; 0: none."""
     nbytes: ByteCount = Field(default=4096, le=2**30)
-    """What one writes to every device: the block around its row."""
+    """What one reads from a device and writes to every one: the block around its row."""
 
 
 class LoadConfig(Config):
@@ -295,7 +301,7 @@ class ServeConfig(Config):
     clock: Literal["virtual", "wall", "real"] = "virtual"
     """How the device's time passes: counted; waited for; or, on a real device, as it passes."""
     versions: int = Field(default=1, ge=1, le=2)
-    """2: the tables can be refreshed and rolled back; those in memory are there twice."""
+    """2: tables can be refreshed and rolled back; those in memory, and room for updates, are there twice."""
     candidates_max: int = Field(default=4096, ge=1, le=2**31)
     """A query with more candidates is refused."""
     host: ServeHostConfig = ServeHostConfig()

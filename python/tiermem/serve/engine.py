@@ -80,6 +80,10 @@ class EngineStats:
     """Reads that were asked of a second device."""
     hedged_won: int
     """Of these, the second was first."""
+    failed_over: int
+    """Reads that failed and were done by the other device."""
+    cold_rows: int
+    """Rows that a warm hand-over left out: they cannot be read, or other rows of their table were pruned."""
     written_blocks: int
     updated_rows: int
     """That are not yet in their place."""
@@ -212,6 +216,8 @@ class Engine:
     def update_rows(self, table: str, ids: torch.Tensor, rows: torch.Tensor) -> None:
         """Updates rows: every query that begins after this returned sees all of them, none before does.
 
+        They are served from memory until they are written, which waits for the queries under way.
+
         Args:
             table: its name.
             ids: int64 [n].
@@ -220,6 +226,7 @@ class Engine:
         Raises:
             InputError: if an id is no row, or a row cannot become codes.
             CapacityError: if they are more than `memory.updates` has room for.
+            DeviceError: if there is no room because earlier ones cannot be written.
         """
         names = [each.name for each in self.tables]
         if table not in names:
@@ -231,7 +238,11 @@ class Engine:
         self._core.update(names.index(table), bytes_of(numbers), bytes_of(values).reshape(-1))
 
     def flush(self) -> None:
-        """Puts updated rows into their place."""
+        """Puts updated rows into their place.
+
+        Raises:
+            DeviceError: if some cannot be written; they are served from memory, and tried again.
+        """
         self._core.flush()
 
     def predict(self, queries: Sequence[Query]) -> list[Answer]:
@@ -239,13 +250,20 @@ class Engine:
 
         Reads of all of them are under way before the item side of the first is looked up.
         """
-        with torch.inference_mode():
-            begun = [self._begin(query) for query in queries]
-            if self.config.overlap:
-                for under_way in begun:
-                    if isinstance(under_way, _UnderWay):
-                        self._item_side(under_way)
-            return [each if isinstance(each, Answer) else self._finish(each) for each in begun]
+        begun: list[_UnderWay | Answer] = []
+        try:
+            with torch.inference_mode():
+                begun += map(self._begin, queries)
+                if self.config.overlap:
+                    for under_way in begun:
+                        if isinstance(under_way, _UnderWay):
+                            self._item_side(under_way)
+                return [each if isinstance(each, Answer) else self._finish(each) for each in begun]
+        finally:
+            # Whoever changes tables waits for queries under way: not for one that was interrupted.
+            for each in begun:
+                if isinstance(each, _UnderWay):
+                    each.lookup.abandon()
 
     def _begin(self, query: Query) -> _UnderWay | Answer:
         try:
@@ -350,9 +368,12 @@ class Engine:
         """
         bags, views, _ = self._checked_bags(query)
         lookup = self._core.begin(views)
-        out = torch.empty(sum(bags) * self.columns)
-        lookup.pool_memory(bytes_of(out))
-        lookup.finish(bytes_of(out))
+        try:
+            out = torch.empty(sum(bags) * self.columns)
+            lookup.pool_memory(bytes_of(out))
+            lookup.finish(bytes_of(out))
+        finally:
+            lookup.abandon()
         return [part.view(-1, self.columns) for part in torch.split(out, [n * self.columns for n in bags])]
 
     def now_ns(self) -> int:

@@ -186,15 +186,15 @@ class Simulator:
         serve = core_config(config, self.tables)
         if baseline == "memory":
             # However much that is.
-            serve["memory"]["total_bytes"] = (
-                sum(table.nbytes + 4 * table.ids for table in self.tables) + 2**30
-            )
+            tables = sum(table.nbytes + 4 * table.ids for table in self.tables)
+            serve["memory"]["total_bytes"] = config.versions * (tables + config.memory.updates) + 2**30
         return {
             "serve": serve,
             "host": self._host(),
             "threads": config.host.threads,
             "is_overlapped": config.overlap,
             "is_mapped": baseline == "mapped",
+            "versions": config.versions,
             "queries": self._queries(),
             "writes": config.load.updates.model_dump(),
             "faults": config.device.faults.model_dump(mode="json"),

@@ -44,13 +44,13 @@ impl ServeEngine {
         Ok(Self { inner: Arc::new(inner) })
     }
 
-    fn rows_per_load(&self, table: usize) -> u64 {
-        self.inner.rows_per_load(table)
+    fn rows_per_load(&self, table: usize) -> PyResult<u64> {
+        self.inner.rows_per_load(table).map_err(to_python)
     }
 
     fn new_version(&self, py: Python<'_>) -> PyResult<NewVersion> {
         let version = py.detach(|| self.inner.new_version()).map_err(to_python)?;
-        Ok(NewVersion { engine: Arc::clone(&self.inner), version: Mutex::new(Some(version)) })
+        Ok(NewVersion { engine: Arc::clone(&self.inner), version })
     }
 
     fn roll_back(&self, py: Python<'_>, warm: bool) -> PyResult<u64> {
@@ -106,42 +106,29 @@ impl ServeEngine {
 #[pyclass(frozen, module = "tiermem._core")]
 pub(crate) struct NewVersion {
     engine: Arc<serve::Engine>,
-    version: Mutex<Option<serve::NewVersion>>,
+    version: serve::NewVersion,
 }
 
 #[pymethods]
 impl NewVersion {
     #[getter]
-    fn number(&self) -> PyResult<u64> {
-        let version = self.version.lock().unwrap_or_else(PoisonError::into_inner);
-        version.as_ref().map(serve::NewVersion::number).ok_or_else(|| over("version"))
+    fn number(&self) -> u64 {
+        self.version.number()
     }
 
     fn load(&self, py: Python<'_>, table: usize, from: &str, rows: Bytes) -> PyResult<()> {
         let (from, rows) = (row_type(from)?, rows.values::<u8>()?);
-        py.detach(|| {
-            let mut version = self.version.lock().unwrap_or_else(PoisonError::into_inner);
-            version.as_mut().map(|version| self.engine.load(version, table, from, rows)).transpose()
-        })
-        .map_err(to_python)?
-        .ok_or_else(|| over("version"))
+        py.detach(|| self.engine.load(&self.version, table, from, rows)).map_err(to_python)
     }
 
     /// Rows as int32.
     fn set_index_map(&self, py: Python<'_>, table: usize, rows: Bytes) -> PyResult<()> {
         let rows: Vec<i32> = rows.values::<u8>()?.as_chunks().0.iter().map(|four| i32::from_ne_bytes(*four)).collect();
-        py.detach(|| {
-            let mut version = self.version.lock().unwrap_or_else(PoisonError::into_inner);
-            version.as_mut().map(|version| self.engine.set_index_map(version, table, rows)).transpose()
-        })
-        .map_err(to_python)?
-        .ok_or_else(|| over("version"))
+        py.detach(|| self.engine.set_index_map(&self.version, table, rows)).map_err(to_python)
     }
 
     fn commit(&self, py: Python<'_>, warm: bool) -> PyResult<u64> {
-        let version = self.version.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let version = version.ok_or_else(|| over("version"))?;
-        py.detach(|| self.engine.commit(version, warm)).map_err(to_python)
+        py.detach(|| self.engine.commit(&self.version, warm)).map_err(to_python)
     }
 }
 

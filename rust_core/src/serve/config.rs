@@ -15,6 +15,8 @@ use crate::units::round_up;
 
 /// Columns that a row may have.
 const COLUMNS_MAX: usize = 1 << 20;
+/// Of all tables: sums of what goes with them do not overflow.
+const TABLES_BYTES_MAX: u128 = 1 << 56;
 /// An entry of the map from ids to the rows of a pruned table.
 const INDEX_MAP_ENTRY_BYTES: u64 = 4;
 
@@ -119,6 +121,8 @@ impl TableConfig {
     fn check(&self) -> Result<()> {
         let why = if self.rows == 0 || self.rows > self.ids || self.ids > ROWS_MAX {
             "a table has between one row and 2^36 rows, and no more than it has ids"
+        } else if self.placement == Placement::Fixed && self.rows > u64::from(u32::MAX) {
+            "a table in memory has less than 2^32 rows; put it on the device"
         } else if !(1..=COLUMNS_MAX).contains(&self.columns) {
             "a row has between 1 and 1,048,576 columns"
         } else {
@@ -140,6 +144,10 @@ impl ServeConfig {
             return refuse(format!("an engine has between 1 and {TABLES_MAX} tables, not {}", self.tables.len()));
         }
         self.tables.iter().try_for_each(TableConfig::check)?;
+        let rows_bytes = |table: &TableConfig| u128::from(table.rows) * u128::from(table.row_bytes());
+        if self.tables.iter().map(rows_bytes).sum::<u128>() > TABLES_BYTES_MAX {
+            return refuse("all tables together have 2^56 bytes at most".into());
+        }
         let device = &self.device;
         device.spec.validate()?;
         if !(1..=2).contains(&device.replicas) {
@@ -203,7 +211,8 @@ impl ServeConfig {
             fixed_bytes: versions * of(&fixed),
             index_map_bytes: versions * of(&TableConfig::index_map_bytes),
             buffer_bytes: u64::from(self.device.limits.total) * read_bytes,
-            update_bytes: self.memory.update_bytes,
+            // What waits to be put in its place stays with the version that it is of.
+            update_bytes: versions * self.memory.update_bytes,
             ..MemoryUse::default()
         };
         let needed = memory.fixed_bytes + memory.index_map_bytes + memory.buffer_bytes + memory.update_bytes;

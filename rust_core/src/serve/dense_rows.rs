@@ -4,7 +4,8 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::row_cache::RowKey;
+use super::row_cache::{RowKey, zeroed};
+use crate::error::Result;
 use crate::rng;
 
 /// Bytes of a key in a bucket. An entry without one is the end of the bucket.
@@ -30,12 +31,17 @@ impl DenseRows {
     pub(super) const ROW_BYTES_MAX: usize = BUCKET_BYTES / 4 - KEY_BYTES;
 
     /// As many buckets as fit in `memory_bytes`; `None` if that is none. `shortest` is the least of the rows that come in.
-    pub(super) fn new(memory_bytes: u64, row_bytes: Arc<[u32]>, shortest: u32, keeps_rows: bool) -> Option<Self> {
+    pub(super) fn new(
+        memory_bytes: u64,
+        row_bytes: Arc<[u32]>,
+        shortest: u32,
+        keeps_rows: bool,
+    ) -> Result<Option<Self>> {
         let buckets = memory_bytes / BUCKET_BYTES as u64;
         let entries = BUCKET_BYTES / (KEY_BYTES + shortest as usize);
         let stride_bytes = if keeps_rows { BUCKET_BYTES } else { entries * KEY_BYTES };
-        let memory = vec![0; buckets as usize * stride_bytes];
-        (buckets > 0).then_some(Self { memory, buckets, stride_bytes, row_bytes, keeps_rows, rows: 0 })
+        let memory = zeroed(buckets as usize * stride_bytes)?;
+        Ok((buckets > 0).then_some(Self { memory, buckets, stride_bytes, row_bytes, keeps_rows, rows: 0 }))
     }
 
     /// Memory that so many rows of this width take, whether rows are kept or imagined.
@@ -118,7 +124,7 @@ impl DenseRows {
 
     /// Takes all rows out.
     pub(super) fn clear(&mut self) {
-        self.memory.fill(0);
+        self.memory.chunks_exact_mut(self.stride_bytes).for_each(|bucket| end_bucket(bucket, 0));
         self.rows = 0;
     }
 

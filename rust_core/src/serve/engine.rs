@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 
 use serde::{Deserialize, Serialize};
 
@@ -101,6 +101,10 @@ pub struct EngineTraffic {
     pub hedged: u64,
     /// Of these, the second was first.
     pub hedged_won: u64,
+    /// Reads that failed and were done by the other device.
+    pub failed_over: u64,
+    /// Rows that a warm hand-over left out.
+    pub cold_rows: u64,
     /// Blocks that updates wrote.
     pub written_blocks: u64,
 }
@@ -116,24 +120,32 @@ pub(super) struct State {
     pub(super) residency: Residency,
     /// The version that is served; none before the first was committed.
     pub(super) version: Option<Arc<Version>>,
-    pub(super) previous: Option<Arc<Version>>,
+    /// With the rows of it that are not yet in their place.
+    pub(super) previous: Option<(Arc<Version>, Overlay)>,
+    /// The version that is being loaded.
+    pub(super) loading: Weak<Mutex<Option<Version>>>,
     /// Versions that were begun.
     pub(super) begun: u64,
-    /// Queries with an overlay of a lower number are of another version than the served one.
+    /// Counts updates and changes of the version.
+    pub(super) number: u64,
+    /// Queries that began before this number are of another version than the served one.
     pub(super) switched_at: u64,
-    pub(super) overlay: Arc<Overlay>,
-    /// Queries under way, by the number of the overlay that each sees.
+    pub(super) overlay: Overlay,
+    /// Queries under way, by the number at which each began.
     pub(super) in_flight: BTreeMap<u64, usize>,
     pub(super) traffic: EngineTraffic,
 }
 
-/// A version that is being loaded.
-pub struct NewVersion(pub(super) Version);
+/// A version that is being loaded, until it is committed or another one is begun.
+pub struct NewVersion {
+    pub(super) number: u64,
+    pub(super) version: Arc<Mutex<Option<Version>>>,
+}
 
 impl NewVersion {
     /// Its number.
     pub fn number(&self) -> u64 {
-        self.0.number
+        self.number
     }
 }
 
@@ -210,9 +222,11 @@ impl Engine {
             residency: config.serve.residency(&memory, true)?,
             version: None,
             previous: None,
+            loading: Weak::new(),
             begun: 0,
+            number: 0,
             switched_at: 0,
-            overlay: Arc::default(),
+            overlay: Overlay::default(),
             in_flight: BTreeMap::new(),
             traffic: EngineTraffic::default(),
         };
@@ -243,8 +257,13 @@ impl Engine {
     }
 
     /// Rows of a table to load at a time.
-    pub fn rows_per_load(&self, table: usize) -> u64 {
-        Version::rows_per_load(&self.config.serve, table)
+    ///
+    /// # Errors
+    ///
+    /// `Input` if there is no such table.
+    pub fn rows_per_load(&self, table: usize) -> Result<u64> {
+        self.check_table(table)?;
+        Ok(Version::rows_per_load(&self.config.serve, table))
     }
 
     /// Spans as requests that the backend takes, where in the buffer each span begins, and the length of that.
@@ -279,7 +298,9 @@ impl Engine {
         });
         EngineStats {
             memory: self.memory,
-            cached_bytes: state.residency.memory_bytes() + state.overlay.memory_bytes(),
+            cached_bytes: state.residency.memory_bytes()
+                + state.overlay.memory_bytes()
+                + state.previous.as_ref().map_or(0, |(_, overlay)| overlay.memory_bytes()),
             cached_rows: state.residency.rows.rows(),
             pooled_results: state.residency.pooled.len() as u64,
             caches: state.residency.counters,

@@ -1,8 +1,11 @@
 //! The layout for large rows: an index, a list, and a slot for each row of one width.
 
-use super::row_cache::RowKey;
+use super::row_cache::{RowKey, zeroed};
 use crate::cache::{METADATA_BYTES_PER_ROW_MAX, PolicyKind, Slots};
 use crate::error::Result;
+
+/// Slots are numbers of 32 bits, the last of which is none.
+const SLOTS_MAX: u64 = u32::MAX as u64 - 1;
 
 /// Rows of one width.
 #[derive(Debug, Clone)]
@@ -23,12 +26,13 @@ impl FastRows {
         policy: PolicyKind,
         keeps_rows: bool,
     ) -> Result<Option<Self>> {
-        let capacity = (memory_bytes / Self::bytes_for(1, row_bytes as u64)).min(rows_max) as usize;
+        let capacity = (memory_bytes / Self::bytes_for(1, row_bytes as u64)).min(rows_max).min(SLOTS_MAX) as usize;
         if capacity == 0 {
             return Ok(None);
         }
+        drop(zeroed(capacity * METADATA_BYTES_PER_ROW_MAX)?);
         let slots = Slots::new(policy, capacity, capacity, 0)?;
-        let memory = vec![0; if keeps_rows { capacity * row_bytes } else { 0 }];
+        let memory = zeroed(if keeps_rows { capacity * row_bytes } else { 0 })?;
         Ok(Some(Self { slots, capacity, memory, row_bytes, keeps_rows }))
     }
 

@@ -3,10 +3,9 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use super::engine::{Engine, no_version};
-use super::overlay::Overlay;
+use super::engine::{Engine, State, no_version};
 use super::reads::Started;
-use super::residency::{Probed, Read, TableBags, reads_of};
+use super::residency::{Missing, Probed, Read, TableBags, reads_of};
 use super::version::Version;
 use crate::embedding::{Instructions, PlacedLookup, Pooling, RowShape, place_ids, pool_rows, rows_of_ids};
 use crate::error::{Error, ErrorKind, Result};
@@ -15,19 +14,33 @@ use crate::error::{Error, ErrorKind, Result};
 struct Bags {
     rows: Vec<u64>,
     starts: Vec<u32>,
+    /// Of a table in memory, what rows were updated with that are not yet in their place, by their position among `rows`.
+    updated: Vec<(u32, Arc<[u8]>)>,
+}
+
+/// A row that a read brings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Wanted {
+    read: u32,
+    probed: u32,
+    missing: u32,
 }
 
 /// A query under way. It sees one version and one state of its updates from begin to end.
 pub struct Lookup {
     engine: Arc<Engine>,
     version: Arc<Version>,
-    overlay: Arc<Overlay>,
+    /// The number at which it began.
+    number: u64,
     bags: Vec<Bags>,
     /// Tables on the device.
     probed: Vec<Probed>,
     reads: Vec<Read>,
+    /// In the order of reads.
+    wanted: Vec<Wanted>,
     waiting: Vec<u32>,
     started: VecDeque<Started>,
+    has_failed: bool,
 }
 
 impl Lookup {
@@ -41,25 +54,38 @@ impl Lookup {
         let bags: Vec<Bags> = checked.collect::<Result<_>>()?;
         let mut state = engine.lock();
         let version = state.version.clone().ok_or_else(no_version)?;
-        let overlay = Arc::clone(&state.overlay);
-        let bags: Vec<Bags> =
+        let mut bags: Vec<Bags> =
             bags.into_iter().enumerate().map(|(table, bags)| stored_rows(&version, table, bags)).collect();
         let mut probed = Vec::new();
-        for (table, bags) in bags.iter().enumerate() {
+        let State { residency, overlay, .. } = &mut *state;
+        for (table, bags) in bags.iter_mut().enumerate() {
             if serve.is_on_device(table) {
                 let bags = TableBags { table, rows: &bags.rows, starts: &bags.starts };
-                probed.push(state.residency.probe(bags, &overlay));
+                probed.push(residency.probe(bags, overlay));
+            } else if overlay.has(table) {
+                let updated = |(position, &row)| Some((position, Arc::clone(overlay.get(table, row)?)));
+                bags.updated = (0..).zip(&bags.rows).filter_map(updated).collect();
             }
         }
         let (reads, asked_bytes) = reads_of(&mut probed, &version.layouts, serve.device.is_sub_block);
         state.traffic.reads += reads.len() as u64;
         state.traffic.asked_bytes += asked_bytes;
         state.traffic.bus_bytes += reads.iter().map(|read| read.span.nbytes).sum::<u64>();
-        *state.in_flight.entry(overlay.number).or_insert(0) += 1;
+        let number = state.number;
+        *state.in_flight.entry(number).or_insert(0) += 1;
         drop(state);
-        let waiting = (0..reads.len() as u32).collect();
-        let engine = Arc::clone(engine);
-        let mut lookup = Self { engine, version, overlay, bags, probed, reads, waiting, started: VecDeque::new() };
+        let mut lookup = Self {
+            engine: Arc::clone(engine),
+            version,
+            number,
+            bags,
+            wanted: wanted(&probed),
+            probed,
+            waiting: (0..reads.len() as u32).collect(),
+            reads,
+            started: VecDeque::new(),
+            has_failed: false,
+        };
         lookup.start(false);
         Ok(lookup)
     }
@@ -115,17 +141,17 @@ impl Lookup {
             let Some(memory) = self.version.fixed(table) else { continue };
             let out = &mut out[places[table]..places[table + 1]];
             let shape = self.shape(table);
-            if self.overlay.of(table).is_none() {
+            if bags.updated.is_empty() {
                 let slots: Vec<u32> = bags.rows.iter().map(|&row| row as u32).collect();
                 pool(self.engine.instructions, &memory, shape, &slots, &bags.starts, out);
                 continue;
             }
-            let updated = self.overlay.of(table);
             let row_bytes = shape.weight_bytes();
             let mut gathered = Vec::with_capacity(bags.rows.len() * row_bytes);
-            for &row in &bags.rows {
+            let mut updated = bags.updated.iter().peekable();
+            for (position, &row) in (0..).zip(&bags.rows) {
                 let begin = row as usize * row_bytes;
-                let new = updated.and_then(|updated| updated.get(&row)).map(|new| &*new.stored);
+                let new = updated.next_if(|(at, _)| *at == position).map(|(_, stored)| &**stored);
                 gathered.extend_from_slice(new.unwrap_or(&memory[begin..begin + row_bytes]));
             }
             let slots: Vec<u32> = (0..bags.rows.len() as u32).collect();
@@ -143,17 +169,32 @@ impl Lookup {
     ///
     /// # Errors
     ///
-    /// Those of the device, whose name is with them.
+    /// Those of the device, whose name is with them; a query that has failed stays so.
     pub fn wait(&mut self) -> Result<()> {
+        if self.has_failed {
+            return Err(Error::new(ErrorKind::Closed, "a read of this query has failed before; ask again"));
+        }
+        let waited = self.wait_for_reads();
+        self.has_failed = waited.is_err();
+        waited
+    }
+
+    fn wait_for_reads(&mut self) -> Result<()> {
         loop {
-            self.started.iter_mut().for_each(|started| self.engine.hedge(started, &self.reads));
-            while let Some(started) = self.started.pop_front() {
-                self.take(started)?;
+            // Those that were started last were not watched yet.
+            let new = self.started.iter_mut().rev().take_while(|started| !started.is_watched);
+            new.for_each(|started| self.engine.hedge(started, &self.reads));
+            let Some(started) = self.started.pop_front() else {
+                if self.waiting.is_empty() {
+                    return Ok(());
+                }
+                self.start(true);
+                continue;
+            };
+            self.take(started)?;
+            if !self.waiting.is_empty() {
+                self.start(false);
             }
-            if self.waiting.is_empty() {
-                return Ok(());
-            }
-            self.start(true);
         }
     }
 
@@ -183,19 +224,17 @@ impl Lookup {
 
     /// Waits for reads and copies the rows that they brought to where they are needed.
     fn take(&mut self, started: Started) -> Result<()> {
-        let mut place_of = vec![None; self.reads.len()];
-        for (&number, &place) in started.numbers.iter().zip(&started.places) {
-            place_of[number as usize] = Some(place);
-        }
+        let places: Vec<(u32, usize)> = started.numbers.iter().copied().zip(started.places.iter().copied()).collect();
         let (batch, result) = self.engine.settle(started, &self.reads);
         result.map_err(|error| self.engine.on_device(error))?;
-        for probed in &mut self.probed {
-            let row_bytes = self.engine.config.serve.tables[probed.table].row_bytes() as usize;
-            let layout = &self.version.layouts[probed.table];
-            for missing in &probed.missing {
-                let Some(place) = place_of[missing.read as usize] else { continue };
-                let span = self.reads[missing.read as usize].span;
-                let begin = place + (layout.offset(missing.row) - span.offset) as usize;
+        for (number, place) in places {
+            let first = self.wanted.partition_point(|wanted| wanted.read < number);
+            for wanted in self.wanted[first..].iter().take_while(|wanted| wanted.read == number) {
+                let probed = &mut self.probed[wanted.probed as usize];
+                let row_bytes = self.engine.config.serve.tables[probed.table].row_bytes() as usize;
+                let missing = probed.missing[wanted.missing as usize];
+                let offset = self.version.layouts[probed.table].offset(missing.row);
+                let begin = place + (offset - self.reads[number as usize].span.offset) as usize;
                 let to = missing.position as usize * row_bytes;
                 probed.stored[to..to + row_bytes].copy_from_slice(&batch.buffer[begin..begin + row_bytes]);
             }
@@ -216,12 +255,8 @@ impl Lookup {
                 let begin = missing.position as usize * row_bytes;
                 state.residency.fill(table, missing.row, &probed.stored[begin..begin + row_bytes]);
             }
-            // What rows were updated with is not in the cache of rows either: a result of them is of this overlay alone.
-            if self.overlay.of(table).is_some() {
-                continue;
-            }
             let bags = TableBags { table, rows: &self.bags[table].rows, starts: &self.bags[table].starts };
-            for &bag in &probed.bags {
+            for (&bag, _) in probed.bags.iter().zip(&probed.keeps).filter(|(_, keeps)| **keeps) {
                 let begin = places[table] + bag as usize * columns;
                 state.residency.fill_pooled(table, bags.bag(bag as usize), &out[begin..begin + columns]);
             }
@@ -236,15 +271,26 @@ impl Drop for Lookup {
             self.engine.abandon(started, &self.reads);
         }
         let mut state = self.engine.lock();
-        if let Some(count) = state.in_flight.get_mut(&self.overlay.number) {
+        if let Some(count) = state.in_flight.get_mut(&self.number) {
             *count -= 1;
             if *count == 0 {
-                state.in_flight.remove(&self.overlay.number);
+                state.in_flight.remove(&self.number);
             }
         }
         drop(state);
         self.engine.done.notify_all();
     }
+}
+
+/// Which rows each read brings.
+fn wanted(probed: &[Probed]) -> Vec<Wanted> {
+    let of = |(number, probed): (u32, &Probed)| -> Vec<Wanted> {
+        let wanted = |(missing, row): (u32, &Missing)| Wanted { read: row.read, probed: number, missing };
+        (0..).zip(&probed.missing).map(wanted).collect()
+    };
+    let mut wanted: Vec<Wanted> = (0..).zip(probed).flat_map(of).collect();
+    wanted.sort_unstable();
+    wanted
 }
 
 /// Sums of bags.
@@ -270,7 +316,7 @@ fn check(engine: &Engine, table: usize, ids: &[i64], starts: &[i64]) -> Result<B
         return Err(Error::new(ErrorKind::Input, "bags begin at 0, one behind the other, and end with the ids")
             .with_context("table", &of.name));
     }
-    Ok(Bags { rows, starts: starts_u32 })
+    Ok(Bags { rows, starts: starts_u32, updated: Vec::new() })
 }
 
 /// Ids of a pruned table as the rows that are there.
@@ -278,7 +324,8 @@ fn stored_rows(version: &Version, table: usize, bags: Bags) -> Bags {
     if !version.is_pruned(table) {
         return bags;
     }
-    let mut stored = Bags { rows: Vec::with_capacity(bags.rows.len()), starts: Vec::with_capacity(bags.starts.len()) };
+    let (rows, starts) = (Vec::with_capacity(bags.rows.len()), Vec::with_capacity(bags.starts.len()));
+    let mut stored = Bags { rows, starts, updated: Vec::new() };
     let ends = bags.starts.iter().skip(1).copied().chain([bags.rows.len() as u32]);
     for (&start, end) in bags.starts.iter().zip(ends) {
         stored.starts.push(stored.rows.len() as u32);

@@ -22,6 +22,7 @@ mod residency;
 mod row_cache;
 mod run;
 mod simulate;
+mod updates;
 mod version;
 mod virtual_reads;
 

@@ -1,74 +1,82 @@
-//! Rows that were updated and are not yet in their place. A query has the overlay of its begin until its end, so it sees all
-//! of an update or nothing of it.
+//! Rows that were updated and are not yet in their place. A query takes what it needs of them as it begins, so it sees all of an
+//! update or nothing of it.
 
 use std::collections::HashMap;
 use std::hash::BuildHasherDefault;
 use std::sync::Arc;
 
+use super::row_cache::RowKey;
 use crate::rng::MixHasher;
 
 /// One updated row.
 #[derive(Debug, Clone)]
-pub(super) struct UpdatedRow {
-    /// As it is stored.
-    pub(super) stored: Box<[u8]>,
-    /// The number of its update.
+struct UpdatedRow {
+    stored: Arc<[u8]>,
+    number: u64,
+}
+
+/// A row that has to be put in its place, and the number of its update.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Waiting {
+    pub(super) key: RowKey,
     pub(super) number: u64,
 }
 
-/// The updated rows of one table.
-pub(super) type UpdatedRows = HashMap<u64, UpdatedRow, BuildHasherDefault<MixHasher>>;
-
-/// The updated rows of all tables; changed by making another one.
+/// The updated rows of all tables.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Overlay {
-    tables: Vec<Option<Arc<UpdatedRows>>>,
-    /// The number of the last update in it.
-    pub(super) number: u64,
+    rows: HashMap<RowKey, UpdatedRow, BuildHasherDefault<MixHasher>>,
+    /// Rows of each table.
+    of_tables: Vec<u32>,
+    used_bytes: u64,
 }
 
-/// What a row costs in an overlay besides its bytes: its entry in a map at a load of seven eighths, and the header of an allocation.
-const ROW_BYTES: u64 = (size_of::<u64>() + size_of::<UpdatedRow>()) as u64 * 8 / 7 + 16;
+/// What a row costs besides its bytes: its entry in a map that has just grown, at a load of seven sixteenths, the counts of its
+/// `Arc`, and the header and rounding of an allocation.
+const ROW_BYTES: u64 = (size_of::<RowKey>() + size_of::<UpdatedRow>() + 1) as u64 * 16 / 7 + 32;
 
 impl Overlay {
-    /// The updated rows of a table; `None` if there are none.
-    pub(super) fn of(&self, table: usize) -> Option<&UpdatedRows> {
-        self.tables.get(table)?.as_deref()
+    /// Whether rows of a table are in it.
+    #[inline]
+    pub(super) fn has(&self, table: usize) -> bool {
+        self.of_tables.get(table).is_some_and(|&rows| rows > 0)
     }
 
-    /// With more rows of a table, under the next number.
-    pub(super) fn with(&self, table: usize, rows: impl Iterator<Item = (u64, Box<[u8]>)>) -> Self {
-        let mut overlay = self.clone();
-        overlay.number += 1;
-        overlay.tables.resize(overlay.tables.len().max(table + 1), None);
-        let number = overlay.number;
-        let updated = Arc::make_mut(overlay.tables[table].get_or_insert_default());
-        updated.extend(rows.map(|(row, stored)| (row, UpdatedRow { stored, number })));
-        overlay
+    /// A row as it is stored; empty where rows are only imagined.
+    #[inline]
+    pub(super) fn get(&self, table: usize, row: u64) -> Option<&Arc<[u8]>> {
+        self.rows.get(&RowKey::new(table, row)).map(|new| &new.stored)
     }
 
-    /// Without the rows that `written` has, unless they were updated again since.
-    pub(super) fn without(&self, written: &Self) -> Self {
-        let mut overlay = self.clone();
-        for (table, place) in overlay.tables.iter_mut().enumerate() {
-            let (Some(rows), Some(written)) = (place.as_mut(), written.of(table)) else { continue };
-            let rows = Arc::make_mut(rows);
-            rows.retain(|row, new| written.get(row).is_none_or(|written| written.number != new.number));
-            if rows.is_empty() {
-                *place = None;
-            }
+    /// The same, if it is of this update.
+    pub(super) fn get_of(&self, waiting: Waiting) -> Option<&Arc<[u8]>> {
+        self.rows.get(&waiting.key).filter(|new| new.number == waiting.number).map(|new| &new.stored)
+    }
+
+    /// Puts a row in, which takes `row_bytes` though it may only be imagined.
+    pub(super) fn put(&mut self, table: usize, row: u64, stored: Arc<[u8]>, row_bytes: u64, number: u64) {
+        if self.rows.insert(RowKey::new(table, row), UpdatedRow { stored, number }).is_none() {
+            self.of_tables.resize(self.of_tables.len().max(table + 1), 0);
+            self.of_tables[table] += 1;
+            self.used_bytes += Self::bytes_for(1, row_bytes);
         }
-        overlay
     }
 
-    /// Tables with updated rows.
-    pub(super) fn tables(&self) -> impl Iterator<Item = (usize, &UpdatedRows)> {
-        self.tables.iter().enumerate().filter_map(|(table, rows)| Some((table, &**rows.as_ref()?)))
+    /// Takes a row out, unless it was updated again.
+    pub(super) fn remove(&mut self, waiting: Waiting, row_bytes: u64) {
+        if self.get_of(waiting).is_some() {
+            self.rows.remove(&waiting.key);
+            self.of_tables[waiting.key.table()] -= 1;
+            self.used_bytes -= Self::bytes_for(1, row_bytes);
+        }
     }
 
-    /// Without any rows, under the next number.
-    pub(super) fn emptied(&self) -> Self {
-        Self { tables: Vec::new(), number: self.number + 1 }
+    /// All rows, table by table and in order.
+    pub(super) fn waiting(&self) -> Vec<Waiting> {
+        let mut waiting: Vec<Waiting> =
+            self.rows.iter().map(|(&key, new)| Waiting { key, number: new.number }).collect();
+        waiting.sort_unstable();
+        waiting
     }
 
     /// What so many rows take.
@@ -78,18 +86,17 @@ impl Overlay {
 
     /// Whether there are none.
     pub(super) fn is_empty(&self) -> bool {
-        self.tables().next().is_none()
+        self.rows.is_empty()
     }
 
     /// Number of rows.
     pub(super) fn len(&self) -> usize {
-        self.tables().map(|(_, rows)| rows.len()).sum()
+        self.rows.len()
     }
 
     /// Memory of all rows.
     pub(super) fn memory_bytes(&self) -> u64 {
-        let of = |rows: &UpdatedRows| rows.values().map(|row| ROW_BYTES + row.stored.len() as u64).sum::<u64>();
-        self.tables().map(|(_, rows)| of(rows)).sum()
+        self.used_bytes
     }
 }
 
@@ -99,13 +106,20 @@ mod tests {
 
     #[test]
     fn a_row_that_was_updated_again_stays() {
-        let row = |row: u64, byte: u8| (row, Box::from([byte]));
-        let first = Overlay::default().with(1, [row(5, 1), row(6, 1)].into_iter());
-        let second = first.with(1, [row(5, 2), row(7, 2)].into_iter());
-        let left = second.without(&first);
-        let found = |number: u64| left.of(1).and_then(|rows| rows.get(&number)).map(|row| row.stored[0]);
+        let mut overlay = Overlay::default();
+        let put = |overlay: &mut Overlay, row, byte, number| overlay.put(1, row, Arc::from([byte]), 1, number);
+        put(&mut overlay, 6, 1, 1);
+        put(&mut overlay, 5, 1, 1);
+        let first = overlay.waiting();
+        assert!(first.is_sorted() && first.len() == 2 && overlay.has(1) && !overlay.has(0));
+        put(&mut overlay, 5, 2, 2);
+        put(&mut overlay, 7, 2, 2);
+        assert_eq!(overlay.memory_bytes(), Overlay::bytes_for(3, 1));
+        assert_eq!(first.iter().filter(|&&waiting| overlay.get_of(waiting).is_some()).count(), 1);
+        first.iter().for_each(|&waiting| overlay.remove(waiting, 1));
+        let found = |row: u64| overlay.get(1, row).map(|row| row[0]);
         assert_eq!([5, 6, 7].map(found), [Some(2), None, Some(2)]);
-        assert!(first.without(&first).is_empty() && left.of(0).is_none());
-        assert_eq!((first.len(), left.number), (2, 2), "nothing changes what somebody sees");
+        overlay.waiting().iter().for_each(|&waiting| overlay.remove(waiting, 1));
+        assert!(overlay.is_empty() && !overlay.has(1) && overlay.memory_bytes() == 0);
     }
 }

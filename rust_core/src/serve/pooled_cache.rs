@@ -9,11 +9,12 @@ use std::hash::BuildHasherDefault;
 use lru::LruCache;
 use serde::Deserialize;
 
+use super::row_cache::RowKey;
 use crate::rng::{self, MixHasher};
 
 /// What an entry costs besides its list and its result: its node in the list of uses, its place in the map at a load of
-/// seven eighths, and the headers of three allocations of 16 bytes each, as glibc has them.
-const ENTRY_BYTES: u64 = (size_of::<u64>() + size_of::<Entry>() + 2 * size_of::<usize>() + 19 + 3 * 16) as u64;
+/// seven sixteenths as when it has just grown, and the headers of three allocations of 16 bytes each, as glibc has them.
+const ENTRY_BYTES: u64 = (size_of::<u64>() + size_of::<Entry>() + 2 * size_of::<usize>() + 39 + 3 * 16) as u64;
 
 /// Which lists are the same.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
@@ -100,21 +101,28 @@ impl PooledCache {
         }
     }
 
-    /// Forgets every result that one of these rows of a table went into.
-    pub(super) fn invalidate(&mut self, table: usize, rows: &HashSet<u64, BuildHasherDefault<MixHasher>>) {
-        let is_stale = |entry: &Entry| entry.table as usize == table && entry.rows.iter().any(|row| rows.contains(row));
-        let stale: Vec<u64> = self.entries.iter().filter(|(_, entry)| is_stale(entry)).map(|(&hash, _)| hash).collect();
-        for hash in stale {
-            if let Some(entry) = self.entries.pop(&hash) {
+    /// The hash of every result.
+    pub(super) fn hashes(&self) -> Vec<u64> {
+        self.entries.iter().map(|(&hash, _)| hash).collect()
+    }
+
+    /// Forgets those of the results under these hashes that one of the rows went into.
+    pub(super) fn invalidate(&mut self, hashes: &[u64], rows: &HashSet<RowKey, BuildHasherDefault<MixHasher>>) {
+        for hash in hashes {
+            let is_stale = self.entries.peek(hash).is_some_and(|entry| {
+                let key = |&row: &u64| RowKey::new(entry.table as usize, row);
+                entry.rows.iter().map(key).any(|key| rows.contains(&key))
+            });
+            if is_stale && let Some(entry) = self.entries.pop(hash) {
                 self.used_bytes -= entry.charged_bytes;
             }
         }
     }
 
-    /// Forgets all.
-    pub(super) fn clear(&mut self) {
-        self.entries.clear();
-        self.used_bytes = 0;
+    /// Forgets all; gives it to whoever has the time to drop it.
+    pub(super) fn take(&mut self) -> Self {
+        let empty = Self { hash_mask: self.hash_mask, ..Self::new(self.memory_bytes, self.same) };
+        std::mem::replace(self, empty)
     }
 
     /// Results that are cached now.
@@ -166,8 +174,8 @@ mod tests {
                         model.insert(key(table, &rows), pooled);
                     }
                     _ => {
-                        let stale = HashSet::from_iter([rows[0]]);
-                        cache.invalidate(table, &stale);
+                        let stale = HashSet::from_iter([RowKey::new(table, rows[0])]);
+                        cache.invalidate(&cache.hashes(), &stale);
                         model.retain(|(of, list), _| *of != table || !list.contains(&rows[0]));
                         prop_assert!(cache.get(table, &rows).is_none());
                     }
@@ -176,7 +184,7 @@ mod tests {
                 let used: u64 = cache.entries.iter().map(|(_, entry)| entry.charged_bytes).sum();
                 prop_assert_eq!(used, cache.used_bytes());
             }
-            cache.clear();
+            drop(cache.take());
             prop_assert_eq!((cache.len(), cache.used_bytes()), (0, 0));
         }
 

@@ -31,6 +31,8 @@ pub(super) struct Started {
     copies: Vec<Copy>,
     /// When the emulated device has the only copy, if it was asked already; its handle is gone then.
     due_ns: Option<u64>,
+    /// Whether it was waited for long enough to ask the other device.
+    pub(super) is_watched: bool,
 }
 
 /// The copy of a read that was not first. Its place is taken until its device is done with it.
@@ -66,7 +68,7 @@ impl Engine {
             let spans: Vec<Span> = numbers.iter().map(|&number| reads[number as usize].span).collect();
             let submitted_ns = self.clock.now_ns();
             let (copy, places) = self.ask(device, submitted_ns, &spans);
-            Started { numbers, places, submitted_ns, copies: vec![copy], due_ns: None }
+            Started { numbers, places, submitted_ns, copies: vec![copy], due_ns: None, is_watched: false }
         };
         groups.into_iter().filter(|(_, numbers)| !numbers.is_empty()).map(started).collect()
     }
@@ -86,6 +88,7 @@ impl Engine {
 
     /// Waits until a read is here or takes long, and asks the other device if it does and there is room.
     pub(super) fn hedge(&self, started: &mut Started, reads: &[Read]) {
+        started.is_watched = true;
         let Some(after_ns) = self.hedge_after_ns() else { return };
         let (&[number], [copy]) = (&*started.numbers, &*started.copies) else { return };
         let now_ns = self.clock.now_ns();
@@ -109,15 +112,21 @@ impl Engine {
         }
     }
 
-    /// Waits for the copy that is here first, or, if it failed, for the other one.
+    /// Waits for the copy that is here first, or, if it failed, for the other one; a device that was not asked is asked then.
     pub(super) fn settle(&self, started: Started, reads: &[Read]) -> (IoBatch, Result<()>) {
         let Started { numbers, submitted_ns, mut copies, mut due_ns, .. } = started;
-        let first_device = copies[0].device;
+        let (first_device, asked) = (copies[0].device, copies.len());
         loop {
             let position = self.wait_for_first(&copies, numbers.len(), submitted_ns, due_ns.take());
             let Copy { device, in_flight, .. } = copies.swap_remove(position);
             let (batch, result) = in_flight.wait();
             self.give_back(&numbers, reads, device);
+            if result.is_err() && asked < self.backends.len() {
+                let spans: Vec<Span> = numbers.iter().map(|&number| reads[number as usize].span).collect();
+                let Ok((batch, _)) = self.read_spans(1 - device..2 - device, &spans) else { return (batch, result) };
+                self.lock().traffic.failed_over += numbers.len() as u64;
+                return (batch, Ok(()));
+            }
             if result.is_ok() || copies.is_empty() {
                 if device != first_device {
                     self.lock().traffic.hedged_won += 1;

@@ -85,6 +85,8 @@ pub(super) struct Probed {
     pub(super) pooled: Vec<f32>,
     /// The other bags,
     pub(super) bags: Vec<u32>,
+    /// whether the result of each may be kept: no row of it is waiting to be put in its place,
+    pub(super) keeps: Vec<bool>,
     /// where the rows of each begin,
     pub(super) starts: Vec<u32>,
     /// the rows,
@@ -151,11 +153,13 @@ impl Residency {
     pub(super) fn probe(&mut self, bags: TableBags<'_>, overlay: &Overlay) -> Probed {
         let ServedTable { columns, row_bytes, .. } = self.tables[bags.table];
         let row_bytes = if self.keeps_rows { row_bytes as usize } else { 0 };
-        let updated = overlay.of(bags.table);
+        let has_updates = overlay.has(bags.table);
+        let updated = |row: u64| if has_updates { overlay.get(bags.table, row) } else { None };
         let mut probed = Probed { table: bags.table, ..Probed::default() };
         for bag in 0..bags.starts.len() {
             let rows = bags.bag(bag);
-            if rows.len() >= self.pooled_ids_min && updated.is_none() {
+            let keeps = rows.len() >= self.pooled_ids_min && rows.iter().all(|&row| updated(row).is_none());
+            if keeps {
                 self.counters.lists += 1;
                 if let Some(pooled) = self.pooled.get(bags.table, rows) {
                     self.counters.list_hits += 1;
@@ -167,16 +171,17 @@ impl Residency {
                 }
             }
             probed.bags.push(bag as u32);
+            probed.keeps.push(keeps);
             probed.starts.push(probed.rows);
             for &row in rows {
                 let begin = probed.stored.len();
                 probed.stored.resize(begin + row_bytes, 0);
                 let place = self.keeps_rows.then_some(&mut probed.stored[begin..]);
                 self.counters.rows += 1;
-                if let Some(new) = updated.and_then(|updated| updated.get(&row)) {
+                if let Some(new) = updated(row) {
                     self.counters.updated_rows += 1;
                     if let Some(place) = place {
-                        place.copy_from_slice(&new.stored);
+                        place.copy_from_slice(new);
                     }
                 } else if self.rows.get(RowKey::new(bags.table, row), place) {
                     self.counters.row_hits += 1;
@@ -196,11 +201,9 @@ impl Residency {
         }
     }
 
-    /// A list was pooled.
+    /// A list was pooled, all rows of which were in their place.
     pub(super) fn fill_pooled(&mut self, table: usize, rows: &[u64], pooled: &[f32]) {
-        if rows.len() >= self.pooled_ids_min {
-            self.pooled.insert(table, rows, self.tables[table].columns, pooled);
-        }
+        self.pooled.insert(table, rows, self.tables[table].columns, pooled);
     }
 
     /// Memory of both caches.

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::dense_rows::DenseRows;
 use super::fast_rows::FastRows;
+use crate::backend::AlignedBuffer;
 use crate::cache::PolicyKind;
 use crate::error::{Error, ErrorKind, Result};
 
@@ -38,6 +39,17 @@ impl RowKey {
     pub(super) fn row(self) -> u64 {
         self.0 & (ROWS_MAX - 1)
     }
+}
+
+/// Zeros, or an error where there is no memory for them.
+///
+/// # Errors
+///
+/// `Capacity` with the bytes.
+pub(super) fn zeroed(nbytes: usize) -> Result<Vec<u8>> {
+    // What cannot be had at all is known before `vec!`, which takes pages as they are used and cannot fail, asks for it.
+    drop(AlignedBuffer::try_zeroed(nbytes)?);
+    Ok(vec![0; nbytes])
 }
 
 /// A table as the cache sees it.
@@ -112,7 +124,7 @@ impl RowCache {
             of(Route::Dense).map(|table| DenseRows::bytes_for(table.rows, u64::from(table.row_bytes))).sum();
         let row_bytes: Arc<[u32]> = tables.iter().map(|table| table.row_bytes).collect();
         let shortest = of(Route::Dense).map(|table| table.row_bytes).min().unwrap_or(1);
-        let dense = DenseRows::new(share(Route::Dense).min(needed), row_bytes, shortest, config.keeps_rows);
+        let dense = DenseRows::new(share(Route::Dense).min(needed), row_bytes, shortest, config.keeps_rows)?;
         let mut fast = Vec::new();
         for (class, &width) in widths.iter().enumerate() {
             let rows: u64 = of(Route::Fast(class)).map(|table| table.rows).sum();

@@ -2,12 +2,13 @@
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
+use std::sync::Arc;
 
 use super::flight::{Flight, Stage, new_flight};
 use super::layout::Span;
 use super::mapped::MappedPages;
+use super::overlay::Overlay;
 use super::residency::{Read, reads_of};
-use super::row_cache::RowKey;
 use super::simulate::{Caches, Load, Simulation, SimulationReport, difference, fill, pages_of, probe};
 use super::virtual_reads::{HedgeTimer, VirtualReads};
 use crate::rng;
@@ -101,7 +102,7 @@ impl<'a> Run<'a> {
             let next_ns = self.events.peek().map_or(u64::MAX, |Reverse((at_ns, _, _))| *at_ns);
             if let Some((at_ns, flight)) = self.reads.next(next_ns) {
                 self.now_ns = at_ns;
-                self.read_arrived(flight);
+                flight.into_iter().for_each(|flight| self.read_arrived(flight));
             } else if let Some(Reverse((at_ns, _, event))) = self.events.pop() {
                 self.now_ns = at_ns;
                 match event {
@@ -136,17 +137,23 @@ impl<'a> Run<'a> {
         self.gave_up |= self.load.give_up_ns > 0 && self.now_ns - arrived_ns > self.load.give_up_ns;
     }
 
-    /// A row of a table on the device is written; what the caches had of it is gone.
+    /// A row of a table on the device is updated. It waits in the overlay until that is full; a block is written in any case, so that
+    /// the device's time is that of writes spread evenly.
     fn update(&mut self) {
-        let writes = self.simulation.config.writes;
+        let Simulation { config, .. } = self.simulation;
+        let (writes, serve) = (config.writes, &config.serve);
         let draws = rng::stream(self.simulation.config.seed ^ 0x7570_6461, self.updates);
         if let Some(&table) = self.on_device.get(rng::draw(draws, 0) as usize % self.on_device.len().max(1)) {
-            let row = rng::draw(draws, 1) % self.simulation.config.serve.tables[table].rows;
-            self.caches.residency.rows.remove(RowKey::new(table, row));
+            let row = rng::draw(draws, 1) % serve.tables[table].rows;
+            let row_bytes = serve.tables[table].row_bytes();
+            if self.caches.overlay.memory_bytes() + Overlay::bytes_for(1, row_bytes) > serve.memory.update_bytes {
+                self.caches.flush();
+            }
+            self.caches.overlay.put(table, row, Arc::default(), row_bytes, 0);
         }
         let places = (self.simulation.device_bytes / writes.nbytes.max(1)).max(1);
         let span = Span { offset: rng::draw(draws, 2) % places * writes.nbytes, nbytes: writes.nbytes };
-        self.reads.write(self.now_ns, span);
+        self.reads.read_and_write(self.now_ns, span);
         let gap_ns = self.gap_ns(0x7772_6974, self.updates, writes.updates_per_s as f64);
         self.updates += 1;
         self.at(self.now_ns + gap_ns.max(1), Event::Update);
@@ -190,7 +197,7 @@ impl<'a> Run<'a> {
             flight.pages.reverse();
         } else {
             let before = self.caches.residency.counters;
-            probe(&config.serve, &mut self.caches.residency, &mut flight);
+            probe(&config.serve, &mut self.caches, &mut flight);
             let probes = difference(self.caches.residency.counters, before);
             ps += (probes.rows + probes.lists) * config.host.probe_ps;
             let (reads, asked_bytes) = reads_of(&mut flight.probed, layouts, config.serve.device.is_sub_block);

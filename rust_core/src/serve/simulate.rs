@@ -5,7 +5,7 @@
 
 use serde::Deserialize;
 
-use super::config::{MemoryUse, ServeConfig};
+use super::config::{MemoryUse, ServeConfig, TableConfig};
 use super::flight::{Flight, HostCosts, RowCosts, new_flight};
 use super::layout::{RowLayout, Span};
 use super::mapped::MappedPages;
@@ -30,7 +30,8 @@ const PREPARED_MAX: u64 = 20_000;
 pub struct WriteLoad {
     /// Updates a second. 0: none.
     pub updates_per_s: u64,
-    /// Bytes that one writes, to every device.
+    /// Bytes that one reads from one device and writes to every device: the block around its row. They are spread evenly over time,
+    /// though an engine puts rows in their place when its room for them is full.
     pub nbytes: u64,
 }
 
@@ -48,6 +49,8 @@ pub struct SimulationConfig {
     pub is_overlapped: bool,
     /// Whether tables are in a mapped file instead, whose pages the kernel caches.
     pub is_mapped: bool,
+    /// Versions of the tables that there is room for.
+    pub versions: u64,
     /// The queries.
     pub queries: QueryConfig,
     /// Rows that are updated meanwhile.
@@ -132,6 +135,8 @@ struct Prepared {
 #[derive(Clone)]
 pub(super) struct Caches {
     pub(super) residency: Residency,
+    /// Rows that were updated and are not yet in their place.
+    pub(super) overlay: Overlay,
     pub(super) mapped: Option<MappedPages>,
 }
 
@@ -155,21 +160,34 @@ impl Simulation {
         config.faults.validate()?;
         let is_fixed = config.serve.tables.iter().map(|table| table.placement == Placement::Fixed).collect();
         let queries = Queries::new(&config.queries, is_fixed)?;
-        let memory = config.serve.memory(1)?;
+        if !(1..=2).contains(&config.versions) {
+            return refuse(format!("versions must be 1 or 2, not {}", config.versions));
+        }
+        let memory = config.serve.memory(config.versions)?;
+        let longest = config.serve.tables.iter().map(TableConfig::row_bytes).max().unwrap_or(0);
+        let needed = Overlay::bytes_for(1, longest);
+        if config.writes.updates_per_s > 0 && needed > config.serve.memory.update_bytes {
+            let message = "there is no room for one updated row; give more in update_bytes";
+            return Err(Error::new(ErrorKind::Capacity, message)
+                .with_context("needed_bytes", needed)
+                .with_context("update_bytes", config.serve.memory.update_bytes));
+        }
         // A file that is mapped has no gaps.
         let block_bytes = if config.is_mapped { 1 } else { config.serve.device.block_bytes };
         let (layouts, device_bytes) = config.serve.layouts(0, block_bytes);
-        if device_bytes > config.serve.device.spec.capacity_bytes {
+        let needed = config.versions * device_bytes;
+        if needed > config.serve.device.spec.capacity_bytes {
             return Err(Error::new(
                 ErrorKind::Capacity,
                 "the device is smaller than the tables on it; use a larger one",
             )
             .with_context("device", &config.serve.device.spec.name)
-            .with_context("needed_bytes", device_bytes)
+            .with_context("needed_bytes", needed)
             .with_context("capacity_bytes", config.serve.device.spec.capacity_bytes));
         }
         let mapped = config.is_mapped.then(|| MappedPages::new(memory.pooled_bytes + memory.row_cache_bytes));
-        let warm = Caches { residency: config.serve.residency(&memory, false)?, mapped: mapped.transpose()? };
+        let residency = config.serve.residency(&memory, false)?;
+        let warm = Caches { residency, overlay: Overlay::default(), mapped: mapped.transpose()? };
         let costs = RowCosts::new(&config.serve, &config.host);
         let simulation =
             Self { config, queries, layouts, device_bytes, costs, memory, warm, prepared: Prepared::default() };
@@ -230,7 +248,7 @@ impl Simulation {
                 }
             } else {
                 let mut flight = new_flight(0, std::mem::take(&mut query));
-                probe(&self.config.serve, &mut self.warm.residency, &mut flight);
+                probe(&self.config.serve, &mut self.warm, &mut flight);
                 fill(&mut self.warm.residency, &flight);
                 query = flight.query;
             }
@@ -250,7 +268,7 @@ impl Simulation {
     /// Forgets what the caches hold.
     pub fn cool_down(&mut self) {
         self.warm.residency.rows.clear();
-        self.warm.residency.pooled.clear();
+        drop(self.warm.residency.pooled.take());
         if let Some(mapped) = &mut self.warm.mapped {
             mapped.clear();
         }
@@ -288,7 +306,8 @@ impl Simulation {
                 "a load has at least one query, and between 0 and 10^9 a second",
             ));
         }
-        if self.queries.count().is_some_and(|count| load.first_query + load.queries > count) {
+        let last = load.first_query.saturating_add(load.queries);
+        if self.queries.count().is_some_and(|count| last > count) {
             return Err(Error::new(ErrorKind::Config, "the trace has fewer queries than warm-up and load ask for")
                 .with_context("queries", self.queries.count().unwrap_or(0)));
         }
@@ -315,6 +334,14 @@ pub(super) fn difference(after: CacheCounters, before: CacheCounters) -> CacheCo
 }
 
 impl Caches {
+    /// Updated rows are in their place: what was cached of them is gone.
+    pub(super) fn flush(&mut self) {
+        let rows = std::mem::take(&mut self.overlay).waiting();
+        let keys = rows.iter().map(|waiting| waiting.key).collect();
+        self.residency.pooled.invalidate(&self.residency.pooled.hashes(), &keys);
+        rows.iter().for_each(|waiting| self.residency.rows.remove(waiting.key));
+    }
+
     /// Pages of a mapped file that were touched, and those that were not there.
     pub(super) fn pages(&self) -> (u64, u64) {
         self.mapped.as_ref().map_or((0, 0), MappedPages::counts)
@@ -322,12 +349,11 @@ impl Caches {
 }
 
 /// Looks for all that is not fixed in memory.
-pub(super) fn probe(config: &ServeConfig, residency: &mut Residency, flight: &mut Flight) {
-    let nothing = Overlay::default();
+pub(super) fn probe(config: &ServeConfig, caches: &mut Caches, flight: &mut Flight) {
     for (table, lists) in flight.query.tables.iter().enumerate() {
         if config.tables[table].placement != Placement::Fixed {
             let bags = TableBags { table, rows: &lists.rows, starts: &lists.starts };
-            flight.probed.push(residency.probe(bags, &nothing));
+            flight.probed.push(caches.residency.probe(bags, &caches.overlay));
         }
     }
 }
@@ -340,7 +366,7 @@ pub(super) fn fill(residency: &mut Residency, flight: &Flight) {
         for missing in &probed.missing {
             residency.fill(probed.table, missing.row, &[]);
         }
-        for &bag in &probed.bags {
+        for (&bag, _) in probed.bags.iter().zip(&probed.keeps).filter(|(_, keeps)| **keeps) {
             residency.fill_pooled(probed.table, bags.bag(bag as usize), &[]);
         }
     }

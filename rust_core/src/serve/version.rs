@@ -35,7 +35,8 @@ impl Version {
         let mut fixed = Vec::new();
         for (table, of) in config.tables.iter().enumerate() {
             let nbytes = (of.rows * of.row_bytes()) as usize;
-            let memory = (!config.is_on_device(table)).then(|| AlignedBuffer::try_zeroed(nbytes)).transpose()?;
+            let memory = (!config.is_on_device(table)).then(|| AlignedBuffer::try_zeroed(nbytes)).transpose();
+            let memory = memory.map_err(|error| error.with_context("table", &of.name))?;
             fixed.push(memory.map(RwLock::new));
         }
         let tables = config.tables.len();
@@ -69,6 +70,11 @@ impl Version {
     /// Whether a table is pruned, so that ids are not rows.
     pub(super) fn is_pruned(&self, table: usize) -> bool {
         self.index_maps[table].is_some()
+    }
+
+    /// Whether the rows of a table are those of the same ids as in another version.
+    pub(super) fn has_ids_of(&self, other: &Self, table: usize) -> bool {
+        self.index_maps[table] == other.index_maps[table]
     }
 
     /// Sets the row of each id of a pruned table; -1: it was pruned.
@@ -125,15 +131,19 @@ impl Version {
         if !why.is_empty() {
             return Err(place(Error::new(ErrorKind::Input, why)).with_context("rows", count));
         }
+        if count == 0 {
+            return Ok(());
+        }
         let stored = store_as(of.row_type, from, of.columns, rows).map_err(place)?;
-        self.loaded[table] += count;
         if let Some(memory) = &self.fixed[table] {
             let begin = (first * of.row_bytes()) as usize;
             let mut memory = memory.write().unwrap_or_else(PoisonError::into_inner);
             memory[begin..begin + stored.len()].copy_from_slice(&stored);
-            return Ok(());
+        } else {
+            self.write_rows(config, backends, table, first, &stored).map_err(place)?;
         }
-        self.write_rows(config, backends, table, first, &stored).map_err(place)
+        self.loaded[table] += count;
+        Ok(())
     }
 
     /// Writes consecutive rows, the first of which begins a block, in whole blocks.

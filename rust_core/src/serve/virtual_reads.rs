@@ -161,17 +161,19 @@ impl VirtualReads {
         }
     }
 
-    /// Writes to all devices; nobody waits for it.
-    pub(super) fn write(&mut self, now_ns: u64, span: Span) {
-        for device in 0..self.replicas {
-            let request = Request { device, operation: Operation::Write, offset: span.offset, nbytes: span.nbytes };
+    /// Reads from the first device and writes to all; nobody waits for it.
+    pub(super) fn read_and_write(&mut self, now_ns: u64, span: Span) {
+        let writes = (0..self.replicas).map(|device| (device, Operation::Write));
+        for (device, operation) in std::iter::once((0, Operation::Read)).chain(writes) {
+            let request = Request { device, operation, offset: span.offset, nbytes: span.nbytes };
             let batch = self.schedule.submit(now_ns, &[request]);
             self.schedule.detach(batch);
         }
     }
 
-    /// The next read that arrives no later than `limit_ns`: when, and who waits for it.
-    pub(super) fn next(&mut self, limit_ns: u64) -> Option<(u64, u32)> {
+    /// The next read that arrives no later than `limit_ns`: when, and who waits for it. Nobody does if it is a second copy; it is given all
+    /// the same where other reads went in its place, whose timers are due before what comes next.
+    pub(super) fn next(&mut self, limit_ns: u64) -> Option<(u64, Option<u32>)> {
         loop {
             let (batch, at_ns) = self.schedule.next_completion(limit_ns)?;
             let (number, device) = self.owners[batch.number()];
@@ -190,8 +192,8 @@ impl VirtualReads {
                 self.limiter.done(table);
                 self.go(at_ns);
             }
-            if is_first {
-                return Some((at_ns, flight));
+            if is_first || !self.timers.is_empty() {
+                return Some((at_ns, is_first.then_some(flight)));
             }
         }
     }
