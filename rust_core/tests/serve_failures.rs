@@ -107,6 +107,31 @@ fn versions_change_while_queries_that_are_older_than_updates_go_on() {
 }
 
 #[test]
+fn versions_change_while_a_flush_waits_for_a_query() {
+    let engine = open(1, 50_000, &json!({}));
+    load(&engine, 0.0).unwrap();
+    load(&engine, 1000.0).unwrap();
+    let old = engine.begin(&[(&[7][..], &[0][..]), (&[7], &[0]), (&[7], &[0])]).unwrap();
+    engine.update(0, &[7], &row(0.5)).unwrap();
+    let is_flushed = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            engine.flush().unwrap();
+            is_flushed.store(true, Ordering::Release);
+        });
+        // Time enough for a flush that does not wait.
+        (0..1000).for_each(|_| thread::yield_now());
+        engine.roll_back(false).unwrap();
+        engine.roll_back(false).unwrap();
+        assert!(!is_flushed.load(Ordering::Acquire), "it waits for the query");
+        assert_eq!(ask(&engine, [&[7], &[], &[]]).unwrap()[0], 0.5);
+        drop(old);
+    });
+    assert_eq!(engine.stats().updated_rows, 0);
+    assert_eq!(ask(&engine, [&[7], &[], &[]]).unwrap()[0], 0.5);
+}
+
+#[test]
 fn versions_change_while_updates_do_not_stop() {
     let engine = open(1, 500_000, &json!({}));
     load(&engine, 0.0).unwrap();
@@ -187,6 +212,20 @@ fn of_two_devices_the_other_is_read_when_one_fails() {
     assert!(both < 0.1 && some > 0, "a fifth of the blocks is bad on one device, a fifth of these on both: {both}");
 }
 
+/// Reads that go to a device together fail together, and each of them can be had of one device or the other.
+#[test]
+fn of_many_reads_only_those_count_that_both_devices_fail() {
+    let engine = open(2, 0, &bad_blocks());
+    load(&engine, 0.0).unwrap();
+    // This table is not cached.
+    let good: Vec<i64> = (0..ROWS as i64).filter(|&id| ask(&engine, [&[], &[id], &[]]).is_ok()).collect();
+    let before = engine.stats().traffic.failed_over;
+    for ids in good.chunks(60) {
+        ask(&engine, [&[], ids, &[]]).unwrap();
+    }
+    assert!(engine.stats().traffic.failed_over > before);
+}
+
 #[test]
 fn rows_that_were_not_written_are_not_loaded() {
     let engine = open(1, 0, &json!({"read_only_after_bytes": 1}));
@@ -247,8 +286,10 @@ fn updates_cost_a_simulation_what_they_cost_an_engine() {
 #[test]
 fn what_is_too_large_is_an_error() {
     let sized = |rows: u64, columns: u64, placement: &str| json!([{"name": "t", "ids": rows, "rows": rows, "columns": columns, "row_type": "fp16", "placement": placement}]);
-    for tables in [sized(1 << 36, 1 << 20, "cached"), sized(1 << 33, 1, "fixed")] {
-        assert_eq!(simulation(&tables, 0, 0).err().unwrap().kind(), ErrorKind::Config);
+    for (tables, kind) in
+        [(sized(1 << 36, 1 << 20, "cached"), ErrorKind::Config), (sized(1 << 33, 1, "fixed"), ErrorKind::Capacity)]
+    {
+        assert_eq!(simulation(&tables, 0, 0).err().unwrap().kind(), kind);
     }
     let mut serve = serve(1, 0);
     serve["tables"] = sized(1 << 30, 300, "cached");

@@ -8,7 +8,7 @@ import pytest
 from tiermem.cli.main import main
 from tiermem.results import digest
 
-DIGEST = "3a4e5fda0299497c"
+DIGEST = "f0e23384e4be8538"
 ENGINE = """
 [[tables]]
 name = "user"

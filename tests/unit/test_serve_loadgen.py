@@ -291,6 +291,30 @@ def test_a_device_that_is_hardly_fast_enough_still_has_its_highest_rate(sla_ms: 
     assert capped.queries_per_s == best.queries_per_s / 2
 
 
+def test_an_idle_engine_whose_rows_change_does_not_bound_the_rate() -> None:
+    tables = [
+        {"name": "user", "count": 2, "rows": 20_000, "columns": 60, "side": "user", "ids_per_list": 60,
+         "exponent": 0.5},
+        {"name": "item", "rows": 1_000, "columns": 60, "side": "item", "ids_per_list": 2, "exponent": 0.9},
+    ]  # fmt: skip
+    config = engine(
+        tables=tables,
+        device__spec="optane-p5800x",
+        placement={"user": "uncached"},
+        memory__budget=1_500_000,
+        memory__pooled_share=1.0,
+        memory__updates=20_000,
+        load__updates={"updates_per_s": 200},
+        load__queries={"users": 100, "candidates": 1},
+        load__sla_ms=50.0,
+    )
+    simulator = Simulator(config)
+    simulator.warm_up()
+    idle, best = simulator.run(1.0, queries=400), simulator.highest_rate()
+    assert idle.caches.list_hit_rate < 0.5 < 0.9 < best.caches.list_hit_rate
+    assert best.queries_per_s > 2 * config.host.threads * idle.queries / (idle.busy_ns * 1e-9)
+
+
 def test_the_same_on_every_host() -> None:
     config = engine(load__measured_queries=500)
     simulator = Simulator(config)

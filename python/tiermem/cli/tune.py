@@ -54,7 +54,8 @@ def _run(options: argparse.Namespace) -> int:
         overrides.append(f"load.sla_ms={float(options.sla_ms)}")
     if options.quantile is not None:
         overrides.append(f'load.quantile="{options.quantile}"')
-    config = ServeConfig.load_file(options.config, overrides)
+    values, path = load_named("serving", options.config, overrides)
+    config = ServeConfig.from_mapping(values, where=path.name)
     refuse_overwriting([options.out, options.json], [options.config])
     if options.out is not None:
         refuse_unwritable(Path(options.out))
@@ -75,7 +76,7 @@ def _run(options: argparse.Namespace) -> int:
     output.table(variants_table(title, [tuned.first, tuned.best], "Emulated."))
     output.result(_verdict(tuned))
     if options.out is not None:
-        write_text(Path(options.out), tomli_w.dumps(_file(options.config, overrides, tuned)))
+        write_text(Path(options.out), tomli_w.dumps(_with(values, tuned.changes)))
         output.result(f"engine: {options.out}")
     results = {
         "first": variant_document(tuned.first),
@@ -110,12 +111,9 @@ def _verdict(tuned: "Tuned") -> str:
     return f"{tuned.gain:.2f} times the rate that it began with"
 
 
-def _file(name_or_path: str, overrides: list[str], tuned: "Tuned") -> dict[str, Any]:
-    """The engine as it was written, with what the search changed."""
-    values, _ = load_named("serving", name_or_path, overrides)
-    for section, changed in tuned.changes.items():
-        values[section] = {**values.get(section, {}), **changed}
-    return values
+def _with(values: dict[str, Any], changes: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """An engine as it was written, with what the search changed."""
+    return values | {section: {**values.get(section, {}), **changed} for section, changed in changes.items()}
 
 
 def _tried_table(tuned: "Tuned") -> Table:

@@ -326,7 +326,9 @@ class ServeConfig(Config):
             return self
         kinds = [table.name for table in self.tables]
         names = [name for table in self.tables for name in table.names]
-        twice, times = Counter(names).most_common(1)[0]
+        # The name of a kind is that of its table, or of all of them.
+        labels = [label for table in self.tables for label in {table.name, *table.names}]
+        twice, times = Counter(labels).most_common(1)[0]
         if times > 1:
             raise ValueError(f'two tables are called "{twice}"')
         unknown = [name for name in self.placement if name not in {*kinds, *names}]

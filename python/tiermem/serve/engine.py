@@ -210,8 +210,8 @@ class Engine:
         Raises:
             ConfigError: if there is none.
         """
-        with self._changing:
-            return self._core.roll_back(warm)
+        # Not while another one is loaded: there is none to roll back to then. While caches are warmed it may.
+        return self._core.roll_back(warm)
 
     def update_rows(self, table: str, ids: torch.Tensor, rows: torch.Tensor) -> None:
         """Updates rows: every query that begins after this returned sees all of them, none before does.

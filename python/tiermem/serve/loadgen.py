@@ -323,27 +323,31 @@ class Simulator:
             NoRateError: if no rate does; the message has the latency of an idle engine.
         """
         load = self.config.load
-        best = self.run(_LEAST_RATE, queries=min(_PROBE_QUERIES, load.measured_queries))
+        if not at_most >= _LEAST_RATE:
+            raise ConfigError(
+                f"the highest rate is looked for from {_LEAST_RATE:g} query/s on, not {at_most:g}"
+            )
+        best = self.run(_LEAST_RATE, queries=min(_PROBE_QUERIES, self._queries_at(_LEAST_RATE)))
         if not best.keeps(load.quantile, load.sla_ms):
             found = best.quantile_ms(load.quantile)
             raise NoRateError(
                 f"no load keeps {load.quantile} within {load.sla_ms:g} ms: an idle engine needs"
                 f" {found:.3g} ms; allow more, or use a faster device"
             )
-        # Beyond this threads have more work than time, however long that takes to be seen.
-        high = self.config.host.threads * best.queries / max(1, best.busy_ns) * 1e9
+        high, has_failed = self._most(best), False
         if at_most < high:
             high = at_most
             limited, keeps = self._try(at_most)
             if keeps:
                 return limited
+            has_failed = True
         low = high / _RATE_SPAN
         while low > _LEAST_RATE:
             found_run, keeps = self._try(low)
             if keeps:
                 best = found_run
                 break
-            high, low = low, low / _RATE_SPAN
+            high, low, has_failed = low, low / _RATE_SPAN, True
         low = max(low, _LEAST_RATE)
         while high / low > 1 + load.rate_tolerance:
             rate = math.sqrt(low * high)
@@ -351,8 +355,15 @@ class Simulator:
             if keeps:
                 best, low = found_run, rate
             else:
-                high = rate
+                high, has_failed = rate, True
+            if high / low <= 1 + load.rate_tolerance and not has_failed:
+                # Caches of an idle engine whose rows are updated are emptier than those of a busy one.
+                high = max(high, min(self._most(best), at_most))
         return best
+
+    def _most(self, found: LoadResult) -> float:
+        """The rate at which threads have as much work as time: beyond it a run only seems to keep a bound."""
+        return self.config.host.threads * found.queries / max(1, found.busy_ns) * 1e9
 
 
 def _ps(nanoseconds: float) -> int:

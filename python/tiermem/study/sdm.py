@@ -111,8 +111,12 @@ class _Fleet:
     def with_device(self, host: HostConfig, device: str, *, budget: float | None = None) -> HostPoint:
         """A host with user tables on a device."""
         config = self._on(host)
+        replicas = self._replicas(device)
+        # One device cannot be asked twice.
+        hedge_after = config.device.hedge_after if replicas > 1 else None
         config = config.replace(
-            device=config.device.model_dump() | {"spec": device, "replicas": self._replicas(device)},
+            device=config.device.model_dump()
+            | {"spec": device, "replicas": replicas, "hedge_after": hedge_after},
             memory=config.memory.replace(budget=self.budget(host) if budget is None else budget),
         )
         simulator = Simulator(config)

@@ -45,14 +45,15 @@ impl Engine {
             Some(served) => 1 - served.region,
         };
         // Its place is that of the one before; whoever still reads that one is waited for.
-        let gone = (state.previous.take(), state.loading.upgrade());
+        let (previous, loading) = (state.previous.take(), state.loading.upgrade());
         let switched_at = state.switched_at;
         let mut state = self.wait_for_older(state, switched_at);
         state.begun += 1;
         let number = state.begun;
         drop(state);
         // What was begun and not committed gives its memory back, whoever still holds it.
-        if let (_, Some(loading)) = gone {
+        drop(previous);
+        if let Some(loading) = loading {
             *locked(&loading) = None;
         }
         let layouts = self.layouts(region);
@@ -98,12 +99,12 @@ impl Engine {
     ///
     /// `Input` if it is not whole, and can be loaded further; `Closed` if it is over.
     pub fn commit(&self, version: &NewVersion, warm: bool) -> Result<u64> {
-        let _changing = locked(&self.changing);
+        let changing = locked(&self.changing);
         let mut loaded = locked(&version.version);
         loaded.as_ref().ok_or_else(is_over)?.check_whole(&self.config.serve)?;
         let version = loaded.take().ok_or_else(is_over)?;
         drop(loaded);
-        Ok(self.serve(&Arc::new(version), Overlay::default(), warm))
+        Ok(self.serve(changing, &Arc::new(version), Overlay::default(), warm))
     }
 
     /// Serves the version before again, at once.
@@ -112,12 +113,12 @@ impl Engine {
     ///
     /// `Config` if there is none.
     pub fn roll_back(&self, warm: bool) -> Result<u64> {
-        let _changing = locked(&self.changing);
+        let changing = locked(&self.changing);
         let Some((version, overlay)) = self.lock().previous.take() else {
             let message = "there is no version to roll back to: none was replaced, or its place was taken by a new one";
             return Err(Error::new(ErrorKind::Config, message));
         };
-        Ok(self.serve(&version, overlay, warm))
+        Ok(self.serve(changing, &version, overlay, warm))
     }
 
     /// Queries that began before this number have ended when this returns.
@@ -128,8 +129,8 @@ impl Engine {
         state
     }
 
-    /// Serves a version with the rows of it that are not yet in their place. The caller holds `changing`.
-    fn serve(&self, version: &Arc<Version>, overlay: Overlay, warm: bool) -> u64 {
+    /// Serves a version with the rows of it that are not yet in their place. Other changes can come while the caches are warmed.
+    fn serve(&self, changing: MutexGuard<'_, ()>, version: &Arc<Version>, overlay: Overlay, warm: bool) -> u64 {
         let before = self.lock().version.clone();
         // Where other rows were pruned a row is another id.
         let is_same = |table| before.as_ref().is_some_and(|before| version.has_ids_of(before, table));
@@ -145,27 +146,31 @@ impl Engine {
         state.switched_at = state.number;
         drop(state);
         // Queries go on while memory is given back.
-        drop((pooled, gone));
+        drop((changing, pooled, gone));
         let cached = keys.len();
         let keys: Vec<RowKey> = keys.into_iter().filter(|key| same[key.table()]).collect();
         self.lock().traffic.cold_rows += (cached - keys.len()) as u64;
         for keys in keys.chunks(self.at_once()) {
             if self.warm(version, keys).is_err() {
-                self.lock().traffic.cold_rows += keys.len() as u64;
+                // What cannot be read must not keep its neighbours cold.
+                let cold = keys.chunks(1).filter(|key| self.warm(version, key).is_err()).count();
+                self.lock().traffic.cold_rows += cold as u64;
             }
         }
         version.number
     }
 
-    /// Reads rows into the cache.
+    /// Reads rows into the cache, unless another version is served by now. None of them is put in its place meanwhile.
     fn warm(&self, version: &Arc<Version>, keys: &[RowKey]) -> Result<()> {
+        let _changing = locked(&self.changing);
+        let is_served = |state: &State| state.version.as_ref().is_some_and(|served| served.number == version.number);
+        if !is_served(&self.lock()) {
+            return Ok(());
+        }
         let tables = &self.config.serve.tables;
         let spans: Vec<Span> = keys.iter().map(|key| version.layouts[key.table()].blocks(key.row())).collect();
         let (batch, places) = self.read_spans(0..self.backends.len(), &spans)?;
         let mut state = self.lock();
-        if state.version.as_ref().is_none_or(|served| served.number != version.number) {
-            return Ok(());
-        }
         // From the last to the first, so that the latest used of a bucket ends as that.
         for ((key, span), place) in keys.iter().zip(&spans).zip(places).rev() {
             let begin = place + (version.layouts[key.table()].offset(key.row()) - span.offset) as usize;

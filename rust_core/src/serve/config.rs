@@ -121,10 +121,11 @@ impl TableConfig {
     fn check(&self) -> Result<()> {
         let why = if self.rows == 0 || self.rows > self.ids || self.ids > ROWS_MAX {
             "a table has between one row and 2^36 rows, and no more than it has ids"
-        } else if self.placement == Placement::Fixed && self.rows > u64::from(u32::MAX) {
-            "a table in memory has less than 2^32 rows; put it on the device"
         } else if !(1..=COLUMNS_MAX).contains(&self.columns) {
             "a row has between 1 and 1,048,576 columns"
+        } else if self.placement == Placement::Fixed && self.rows > u64::from(u32::MAX) {
+            let message = "a table in memory has less than 2^32 rows; put it on the device";
+            return Err(Error::new(ErrorKind::Capacity, message).with_context("table", &self.name));
         } else {
             return Ok(());
         };

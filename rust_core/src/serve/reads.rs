@@ -114,7 +114,7 @@ impl Engine {
 
     /// Waits for the copy that is here first, or, if it failed, for the other one; a device that was not asked is asked then.
     pub(super) fn settle(&self, started: Started, reads: &[Read]) -> (IoBatch, Result<()>) {
-        let Started { numbers, submitted_ns, mut copies, mut due_ns, .. } = started;
+        let Started { numbers, places, submitted_ns, mut copies, mut due_ns, .. } = started;
         let (first_device, asked) = (copies[0].device, copies.len());
         loop {
             let position = self.wait_for_first(&copies, numbers.len(), submitted_ns, due_ns.take());
@@ -122,10 +122,10 @@ impl Engine {
             let (batch, result) = in_flight.wait();
             self.give_back(&numbers, reads, device);
             if result.is_err() && asked < self.backends.len() {
-                let spans: Vec<Span> = numbers.iter().map(|&number| reads[number as usize].span).collect();
-                let Ok((batch, _)) = self.read_spans(1 - device..2 - device, &spans) else { return (batch, result) };
-                self.lock().traffic.failed_over += numbers.len() as u64;
-                return (batch, Ok(()));
+                return match self.fail_over(&numbers, &places, reads, 1 - device) {
+                    Some(found) => (found, Ok(())),
+                    None => (batch, result),
+                };
             }
             if result.is_ok() || copies.is_empty() {
                 if device != first_device {
@@ -136,6 +136,34 @@ impl Engine {
                 return (batch, result);
             }
         }
+    }
+
+    /// Asks a device for what the other one could not read together: all of it, and if that fails, too, each read by itself of either.
+    fn fail_over(&self, numbers: &[u32], places: &[usize], reads: &[Read], device: usize) -> Option<IoBatch> {
+        let spans: Vec<Span> = numbers.iter().map(|&number| reads[number as usize].span).collect();
+        if !self.is_byte_addressable() {
+            numbers.iter().for_each(|&number| self.gate.take_anyway(reads[number as usize].table, device));
+        }
+        let submitted_ns = self.clock.now_ns();
+        let (copy, _) = self.ask(device, submitted_ns, &spans);
+        let copies = [copy];
+        self.wait_for_first(&copies, numbers.len(), submitted_ns, None);
+        let [Copy { in_flight, .. }] = copies;
+        let (mut batch, result) = in_flight.wait();
+        self.give_back(numbers, reads, device);
+        let mut state = self.lock();
+        state.traffic.failed_over += numbers.len() as u64;
+        state.traffic.bus_bytes += spans.iter().map(|span| span.nbytes).sum::<u64>();
+        drop(state);
+        if result.is_ok() {
+            return Some(batch);
+        }
+        for (span, &place) in spans.iter().zip(places).filter(|_| spans.len() > 1) {
+            let (found, at) = self.read_spans(0..self.backends.len(), &[*span]).ok()?;
+            let nbytes = span.nbytes as usize;
+            batch.buffer[place..place + nbytes].copy_from_slice(&found.buffer[at[0]..at[0] + nbytes]);
+        }
+        (spans.len() > 1).then_some(batch)
     }
 
     fn wait_for_first(&self, copies: &[Copy], requests: usize, submitted_ns: u64, due_ns: Option<u64>) -> usize {

@@ -197,6 +197,17 @@ impl Simulation {
 
     /// Ids of a trace may be any; those of tables on the device must be rows.
     fn check_ids(&self) -> Result<()> {
+        let laws = match &self.config.queries {
+            QueryConfig::Generated { tables, .. } => &tables[..],
+            QueryConfig::Trace { .. } => &[],
+        };
+        if let Some((law, table)) =
+            laws.iter().zip(&self.config.serve.tables).find(|(law, table)| law.rows > table.rows)
+        {
+            return Err(Error::new(ErrorKind::Config, "queries are of more rows than the table has")
+                .with_context("table", &table.name)
+                .with_context("rows", law.rows));
+        }
         let mut query = Query::default();
         for number in 0..self.queries.count().unwrap_or(1) {
             self.queries.fill(number, &mut query);
@@ -336,7 +347,8 @@ pub(super) fn difference(after: CacheCounters, before: CacheCounters) -> CacheCo
 impl Caches {
     /// Updated rows are in their place: what was cached of them is gone.
     pub(super) fn flush(&mut self) {
-        let rows = std::mem::take(&mut self.overlay).waiting();
+        let mut rows = std::mem::take(&mut self.overlay).waiting();
+        rows.sort_unstable();
         let keys = rows.iter().map(|waiting| waiting.key).collect();
         self.residency.pooled.invalidate(&self.residency.pooled.hashes(), &keys);
         rows.iter().for_each(|waiting| self.residency.rows.remove(waiting.key));

@@ -77,14 +77,21 @@ impl Engine {
     ///
     /// The first of the backend; rows that could not be put into their place are served from where they were, and tried again.
     pub fn flush(&self) -> Result<()> {
-        let _changing = locked(&self.changing);
         let state = self.lock();
-        let Some(version) = state.version.clone() else { return Ok(()) };
         if state.overlay.is_empty() {
             return Ok(());
         }
-        let (number, waiting) = (state.number, state.overlay.waiting());
+        // Whoever changes versions need not wait for these queries: `changing` is taken when they have ended.
+        let number = state.number;
         drop(self.wait_for_older(state, number));
+        let _changing = locked(&self.changing);
+        let state = self.lock();
+        let Some(version) = state.version.clone() else { return Ok(()) };
+        let mut waiting = state.overlay.waiting();
+        drop(state);
+        // Of another version, too, if it was changed meanwhile: queries that began before these updates have ended.
+        waiting.retain(|waiting| waiting.number <= number);
+        waiting.sort_unstable();
         let (mut written, mut failed) = (Vec::with_capacity(waiting.len()), None);
         for rows in waiting.chunk_by(|a, b| a.key.table() == b.key.table()) {
             let table = rows[0].key.table();
@@ -129,10 +136,12 @@ impl Engine {
         let by_block: Vec<&[Waiting]> = rows.chunk_by(|a, b| blocks(a) == blocks(b)).collect();
         let mut outcome = Ok(());
         for part in by_block.chunks(self.at_once()) {
-            if let Err(error) = self.write_blocks(layout, part, written) {
+            let put = self.write_blocks(layout, part, written);
+            if part.len() == 1 {
+                outcome = outcome.and(put);
+            } else if put.is_err() {
                 // One block that is bad must not keep its neighbours from their place.
-                outcome = outcome.and(Err(error));
-                for alone in part.chunks(1).filter(|_| part.len() > 1) {
+                for alone in part.chunks(1) {
                     outcome = outcome.and(self.write_blocks(layout, alone, written));
                 }
             }
