@@ -311,7 +311,8 @@ def test_an_idle_engine_whose_rows_change_does_not_bound_the_rate() -> None:
     simulator = Simulator(config)
     simulator.warm_up()
     idle, best = simulator.run(1.0, queries=400), simulator.highest_rate()
-    assert idle.caches.list_hit_rate < 0.5 < 0.9 < best.caches.list_hit_rate
+    assert idle.caches.list_hit_rate < 0.5
+    assert best.caches.list_hit_rate > 0.9
     assert best.queries_per_s > 2 * config.host.threads * idle.queries / (idle.busy_ns * 1e-9)
 
 
