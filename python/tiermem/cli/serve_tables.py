@@ -19,13 +19,15 @@ _HEADS = (
 def variants_table(title: str, variants: list[Variant], note: str) -> Table:
     """A line for each engine at its highest rate."""
     first = variants[0].result
-    return Table(title, _HEADS, tuple(_row(variant, first) for variant in variants), note)
+    problems = (f"{variant.name}: {variant.problem}." for variant in variants if variant.problem)
+    rows = tuple(_row(variant, first) for variant in variants)
+    return Table(title, _HEADS, rows, "\n".join((note, *problems)))
 
 
 def _row(variant: Variant, first: LoadResult | None) -> tuple[str, ...]:
     result, memory = variant.result, variant.memory
     if result is None or memory is None:
-        return (variant.name, "none: " + variant.problem, *("",) * (len(_HEADS) - 2))
+        return (variant.name, "none", *("",) * (len(_HEADS) - 2))
     queries = max(1, result.queries)
     return (
         variant.name,

@@ -200,6 +200,12 @@ fn pool<S: Simd, R: Stored>(simd: S, job: Pool<'_>) {
     }
 }
 
+/// Whether some row of a table is in one cache line more than its bytes fill: rows begin at multiples of the largest power of two
+/// that divides their length.
+const fn ends_in_a_line_more(row_bytes: usize) -> bool {
+    row_bytes % LINE_BYTES > row_bytes & row_bytes.wrapping_neg()
+}
+
 /// As `pool` for rows of `N` vectors and `BYTES` bytes without sample weights: the compiler knows how long a row is.
 #[inline(always)]
 fn pool_exact<S: Simd, R: Stored, const N: usize, const BYTES: usize>(simd: S, job: Pool<'_>) {
@@ -214,7 +220,11 @@ fn pool_exact<S: Simd, R: Stored, const N: usize, const BYTES: usize>(simd: S, j
         let mut sums = [simd.splat(0.0); N];
         for (at, &slot) in slots[positions].iter().enumerate() {
             if let Some(&later) = later.get(at) {
-                simd.prefetch(&rows[later as usize]);
+                if ends_in_a_line_more(BYTES) {
+                    simd.prefetch_lines(&rows[later as usize], BYTES.div_ceil(LINE_BYTES));
+                } else {
+                    simd.prefetch(&rows[later as usize]);
+                }
             }
             let row = &rows[slot as usize];
             let extra = R::extra(simd, row, N * LANES);

@@ -95,7 +95,8 @@ impl<'a> Run<'a> {
     /// Until all queries are answered, or one took too long.
     pub(super) fn go(&mut self) {
         self.at(0, Event::Arrival);
-        if self.simulation.config.writes.updates_per_s > 0 {
+        // Rows in memory are updated there.
+        if self.simulation.config.writes.updates_per_s > 0 && !self.on_device.is_empty() {
             self.at(0, Event::Update);
         }
         while self.answered < self.load.queries && !self.gave_up {
@@ -143,14 +144,13 @@ impl<'a> Run<'a> {
         let Simulation { config, .. } = self.simulation;
         let (writes, serve) = (config.writes, &config.serve);
         let draws = rng::stream(self.simulation.config.seed ^ 0x7570_6461, self.updates);
-        if let Some(&table) = self.on_device.get(rng::draw(draws, 0) as usize % self.on_device.len().max(1)) {
-            let row = rng::draw(draws, 1) % serve.tables[table].rows;
-            let row_bytes = serve.tables[table].row_bytes();
-            if self.caches.overlay.memory_bytes() + Overlay::bytes_for(1, row_bytes) > serve.memory.update_bytes {
-                self.caches.flush();
-            }
-            self.caches.overlay.put(table, row, Arc::default(), row_bytes, 0);
+        let table = self.on_device[rng::draw(draws, 0) as usize % self.on_device.len()];
+        let row = rng::draw(draws, 1) % serve.tables[table].rows;
+        let row_bytes = serve.tables[table].row_bytes();
+        if self.caches.overlay.memory_bytes() + Overlay::bytes_for(1, row_bytes) > serve.memory.update_bytes {
+            self.caches.flush();
         }
+        self.caches.overlay.put(table, row, Arc::default(), row_bytes, 0);
         let places = (self.simulation.device_bytes / writes.nbytes.max(1)).max(1);
         let span = Span { offset: rng::draw(draws, 2) % places * writes.nbytes, nbytes: writes.nbytes };
         self.reads.read_and_write(self.now_ns, span);
