@@ -227,6 +227,49 @@ fn of_many_reads_only_those_count_that_both_devices_fail() {
 }
 
 #[test]
+fn what_can_be_read_is_warm_and_what_can_be_written_is_in_its_place_whatever_its_neighbours_are() {
+    let engine = open(1, 500_000, &bad_blocks());
+    load(&engine, 0.0).unwrap();
+    let asked = (0..ROWS as i64).filter(|&id| ask_one(&engine, id).is_ok()).count();
+    let cached = engine.stats().cached_rows;
+    assert!(cached > asked as u64 / 2);
+    load(&engine, 0.0).unwrap();
+    let stats = engine.stats();
+    assert_eq!(stats.cached_rows + stats.traffic.cold_rows, cached);
+    let cold = stats.traffic.cold_rows as f64 / cached as f64;
+    assert!((0.1..0.3).contains(&cold), "a fifth of the blocks is bad: {cold}");
+    let all: Vec<u64> = (0..1500).collect();
+    engine.update(0, &all, &vec![0; all.len() * ROW_BYTES as usize]).unwrap();
+    assert_eq!(engine.flush().unwrap_err().kind(), ErrorKind::Io);
+    let waiting = engine.stats().updated_rows as f64 / all.len() as f64;
+    assert!((0.1..0.3).contains(&waiting), "only what is in bad blocks waits: {waiting}");
+}
+
+#[test]
+fn rows_of_other_ids_are_not_warmed() {
+    let mut serve = serve(1, 0);
+    serve["tables"] = json!([{"name": "t", "ids": ROWS, "rows": ROWS / 2, "columns": COLUMNS, "row_type": "fp32",
+                              "placement": "cached"}]);
+    let config = json!({"serve": serve, "backend": {"engine": "ram"}, "time": "virtual", "versions": 2, "seed": 1});
+    let engine = Arc::new(Engine::open(serde_json::from_value::<EngineConfig>(config).unwrap()).unwrap());
+    let load = |kept: i32| {
+        let new = engine.new_version().unwrap();
+        let values: Vec<u8> = (0..ROWS / 2).flat_map(|row_of_id| row(row_of_id as f32)).collect();
+        engine.load(&new, 0, RowType::Fp32, &values).unwrap();
+        let map = (0..ROWS as i32).map(|id| if id % 2 == kept { id / 2 } else { -1 }).collect();
+        engine.set_index_map(&new, 0, map).unwrap();
+        engine.commit(&new, true).unwrap();
+        let stats = engine.stats();
+        (stats.cached_rows, stats.traffic.cold_rows)
+    };
+    load(0);
+    let mut out = [0.0; COLUMNS];
+    engine.begin(&[(&[0, 2, 4, 6], &[0])]).unwrap().finish(&mut out).unwrap();
+    assert_eq!(load(0), (4, 0));
+    assert_eq!(load(1), (0, 4));
+}
+
+#[test]
 fn rows_that_were_not_written_are_not_loaded() {
     let engine = open(1, 0, &json!({"read_only_after_bytes": 1}));
     let new = engine.new_version().unwrap();
@@ -281,6 +324,7 @@ fn updates_cost_a_simulation_what_they_cost_an_engine() {
     let device = &changing.devices[0].counters;
     assert!(device.writes > 30_000 && device.reads > device.writes, "each update reads a block and writes it");
     assert_eq!(simulation(&tables, 10, 1).err().unwrap().kind(), ErrorKind::Capacity);
+    simulation(&json!([table("third", "fixed")]), 10, 1).unwrap();
 }
 
 #[test]

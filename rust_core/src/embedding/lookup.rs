@@ -344,3 +344,17 @@ pub fn gradient_of_sample_weights(
 ) {
     instructions.run(WeightGradient { lookup, gradients, out });
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_row_in_a_line_more_than_its_bytes_fill_is_known() {
+        for row_bytes in 1..600 {
+            let lines = |row: usize| (row * row_bytes + row_bytes - 1) / LINE_BYTES - row * row_bytes / LINE_BYTES + 1;
+            let is_in_more = (0..LINE_BYTES).any(|row| lines(row) > row_bytes.div_ceil(LINE_BYTES));
+            assert_eq!(ends_in_a_line_more(row_bytes), is_in_more, "{row_bytes} bytes");
+        }
+    }
+}

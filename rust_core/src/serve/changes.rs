@@ -1,6 +1,5 @@
 //! How tables change as a whole while queries are served: versions that are loaded, served, and rolled back to.
 
-use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::engine::{Engine, NewVersion, State, locked};
@@ -8,20 +7,10 @@ use super::layout::{RowLayout, Span};
 use super::overlay::Overlay;
 use super::row_cache::RowKey;
 use super::version::Version;
-use crate::backend::IoBatch;
-use crate::device::{Operation, Request};
 use crate::embedding::RowType;
 use crate::error::{Error, ErrorKind, Result};
 
-/// Rows of the new version that are read at once to warm the cache, and blocks of updates that are written at once.
-const AT_ONCE: u32 = 256;
-
 impl Engine {
-    /// As many spans as buffers have room for, for whoever changes tables.
-    pub(super) fn at_once(&self) -> usize {
-        self.config.serve.device.limits.total.min(AT_ONCE) as usize
-    }
-
     pub(super) fn check_table(&self, table: usize) -> Result<()> {
         let tables = self.config.serve.tables.len();
         let message = format!("there is no table {table}; the engine has {tables}");
@@ -91,9 +80,9 @@ impl Engine {
     }
 
     /// Serves a version from now on; queries under way end with the one that they began with. Updates that were not of it are gone
-    /// with the version that they were of, to which `roll_back` returns. With `warm` the rows that were cached are read again before this returns,
-    /// while queries go on; those that cannot be read, or are of
-    /// tables of which other rows were pruned, are left out and counted.
+    /// with the version that they were of, to which `roll_back` returns. With `warm` the rows that were cached are read again before
+    /// this returns, while queries go on; those that cannot be read, or are of tables of which other rows were pruned, are left out and
+    /// counted.
     ///
     /// # Errors
     ///
@@ -180,39 +169,6 @@ impl Engine {
             }
         }
         Ok(())
-    }
-
-    /// Reads spans from the first of the devices that can; gives where in the buffer each begins.
-    pub(super) fn read_spans(&self, devices: Range<usize>, spans: &[Span]) -> Result<(IoBatch, Vec<usize>)> {
-        let (mut extents, places, nbytes) = self.extents(spans);
-        let mut failed = None;
-        for device in devices {
-            let buffer = self.backends[device].buffer(nbytes);
-            let (batch, result) = self.backends[device].read(IoBatch { buffer, extents });
-            let Err(error) = result else {
-                self.account(Operation::Read, device..device + 1, spans);
-                return Ok((batch, places));
-            };
-            failed = failed.or(Some(error));
-            extents = batch.extents;
-        }
-        let error = failed.unwrap_or_else(|| Error::new(ErrorKind::Config, "there is no device"));
-        Err(self.on_device(error))
-    }
-
-    /// Time of the model for what nobody waits for.
-    pub(super) fn account(&self, operation: Operation, devices: Range<usize>, spans: &[Span]) {
-        if let Some(timing) = &self.timing
-            && !spans.is_empty()
-        {
-            let request =
-                |device: usize, span: &Span| Request { device, operation, offset: span.offset, nbytes: span.nbytes };
-            let requests: Vec<Request> =
-                devices.flat_map(|device| spans.iter().map(move |span| request(device, span))).collect();
-            let mut schedule = locked(&timing.schedule);
-            let batch = schedule.submit(self.clock.now_ns(), &requests);
-            schedule.detach(batch);
-        }
     }
 }
 

@@ -4,7 +4,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::row_cache::{RowKey, zeroed};
+use super::row_cache::{RowKey, check_memory};
 use crate::error::Result;
 use crate::rng;
 
@@ -40,7 +40,8 @@ impl DenseRows {
         let buckets = memory_bytes / BUCKET_BYTES as u64;
         let entries = BUCKET_BYTES / (KEY_BYTES + shortest as usize);
         let stride_bytes = if keeps_rows { BUCKET_BYTES } else { entries * KEY_BYTES };
-        let memory = zeroed(buckets as usize * stride_bytes)?;
+        check_memory(buckets as usize * stride_bytes)?;
+        let memory = vec![0; buckets as usize * stride_bytes];
         Ok((buckets > 0).then_some(Self { memory, buckets, stride_bytes, row_bytes, keeps_rows, rows: 0 }))
     }
 

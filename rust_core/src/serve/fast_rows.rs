@@ -1,6 +1,6 @@
 //! The layout for large rows: an index, a list, and a slot for each row of one width.
 
-use super::row_cache::{RowKey, zeroed};
+use super::row_cache::{RowKey, check_memory};
 use crate::cache::{METADATA_BYTES_PER_ROW_MAX, PolicyKind, Slots};
 use crate::error::Result;
 
@@ -30,9 +30,10 @@ impl FastRows {
         if capacity == 0 {
             return Ok(None);
         }
-        drop(zeroed(capacity * METADATA_BYTES_PER_ROW_MAX)?);
+        let stored_bytes = if keeps_rows { row_bytes } else { 0 };
+        check_memory(capacity * (stored_bytes + METADATA_BYTES_PER_ROW_MAX))?;
         let slots = Slots::new(policy, capacity, capacity, 0)?;
-        let memory = zeroed(if keeps_rows { capacity * row_bytes } else { 0 })?;
+        let memory = vec![0; capacity * stored_bytes];
         Ok(Some(Self { slots, capacity, memory, row_bytes, keeps_rows }))
     }
 

@@ -1,7 +1,9 @@
-//! The reads of a query under way: started on a device, asked of the other one, too, if they take long, and waited for.
+//! What is asked of the devices: the reads of a query under way, started on one, asked of the other one, too, if they take long, and
+//! waited for; and what whoever changes tables reads, for which no query waits.
 //!
 //! The thread of a query watches its own reads: one that takes long is asked for again when the thread has come to wait for it.
 
+use std::ops::Range;
 use std::time::Duration;
 
 use super::engine::{Engine, locked};
@@ -9,10 +11,13 @@ use super::layout::Span;
 use super::residency::Read;
 use crate::backend::{InFlight, IoBatch, Operation};
 use crate::device::{BatchHandle, Request};
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 
 /// Of two real devices one is waited for, and the other one is looked at this often.
 const LOOK_EVERY: Duration = Duration::from_micros(100);
+
+/// Spans that are read or written at once for whoever changes tables.
+const AT_ONCE: u32 = 256;
 
 /// Reads that one device was asked for together.
 struct Copy {
@@ -225,6 +230,44 @@ impl Engine {
                 locked(&timing.schedule).detach(batch);
             }
             self.give_back(&numbers, reads, device);
+        }
+    }
+
+    /// As many spans as buffers have room for, for whoever changes tables.
+    pub(super) fn at_once(&self) -> usize {
+        self.config.serve.device.limits.total.min(AT_ONCE) as usize
+    }
+
+    /// Reads spans from the first of the devices that can; gives where in the buffer each begins.
+    pub(super) fn read_spans(&self, devices: Range<usize>, spans: &[Span]) -> Result<(IoBatch, Vec<usize>)> {
+        let (mut extents, places, nbytes) = self.extents(spans);
+        let mut failed = None;
+        for device in devices {
+            let buffer = self.backends[device].buffer(nbytes);
+            let (batch, result) = self.backends[device].read(IoBatch { buffer, extents });
+            let Err(error) = result else {
+                self.account(Operation::Read, device..device + 1, spans);
+                return Ok((batch, places));
+            };
+            failed = failed.or(Some(error));
+            extents = batch.extents;
+        }
+        let error = failed.unwrap_or_else(|| Error::new(ErrorKind::Config, "there is no device"));
+        Err(self.on_device(error))
+    }
+
+    /// Time of the model for what nobody waits for.
+    pub(super) fn account(&self, operation: Operation, devices: Range<usize>, spans: &[Span]) {
+        if let Some(timing) = &self.timing
+            && !spans.is_empty()
+        {
+            let request =
+                |device: usize, span: &Span| Request { device, operation, offset: span.offset, nbytes: span.nbytes };
+            let requests: Vec<Request> =
+                devices.flat_map(|device| spans.iter().map(move |span| request(device, span))).collect();
+            let mut schedule = locked(&timing.schedule);
+            let batch = schedule.submit(self.clock.now_ns(), &requests);
+            schedule.detach(batch);
         }
     }
 }

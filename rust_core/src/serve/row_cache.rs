@@ -41,15 +41,13 @@ impl RowKey {
     }
 }
 
-/// Zeros, or an error where there is no memory for them.
+/// Whether there is so much memory at all: known before `vec!`, which takes pages as they are used and cannot fail, asks for it.
 ///
 /// # Errors
 ///
 /// `Capacity` with the bytes.
-pub(super) fn zeroed(nbytes: usize) -> Result<Vec<u8>> {
-    // What cannot be had at all is known before `vec!`, which takes pages as they are used and cannot fail, asks for it.
-    drop(AlignedBuffer::try_zeroed(nbytes)?);
-    Ok(vec![0; nbytes])
+pub(super) fn check_memory(nbytes: usize) -> Result<()> {
+    AlignedBuffer::try_zeroed(nbytes).map(drop)
 }
 
 /// A table as the cache sees it.

@@ -5,7 +5,7 @@
 
 use serde::Deserialize;
 
-use super::config::{MemoryUse, ServeConfig, TableConfig};
+use super::config::{MemoryUse, ServeConfig};
 use super::flight::{Flight, HostCosts, RowCosts, new_flight};
 use super::layout::{RowLayout, Span};
 use super::mapped::MappedPages;
@@ -164,8 +164,9 @@ impl Simulation {
             return refuse(format!("versions must be 1 or 2, not {}", config.versions));
         }
         let memory = config.serve.memory(config.versions)?;
-        let longest = config.serve.tables.iter().map(TableConfig::row_bytes).max().unwrap_or(0);
-        let needed = Overlay::bytes_for(1, longest);
+        let on_device = config.serve.tables.iter().filter(|table| table.placement != Placement::Fixed);
+        // The longest row that is updated; those in memory are not.
+        let needed = on_device.map(|table| Overlay::bytes_for(1, table.row_bytes())).max().unwrap_or(0);
         if config.writes.updates_per_s > 0 && needed > config.serve.memory.update_bytes {
             let message = "there is no room for one updated row; give more in update_bytes";
             return Err(Error::new(ErrorKind::Capacity, message)
