@@ -112,6 +112,10 @@ def test_what_is_varied(made: tuple[dict[str, Any], str]) -> None:
         "remote hosts for a host",
     }  # fmt: skip
     assert set(found["bound, ms"].values()) == {None}, "no host keeps a microsecond"
+    # Reads weigh less beside more dense work.
+    for each in made[0]["results"]["scenarios"]:
+        if each["name"] == "small host":
+            assert found["dense work, times"][each["device"]] < 0.95 * each["power_ratio"]
 
 
 def test_remote_hosts_look_up_rows_and_do_nothing_else(made: tuple[dict[str, Any], str]) -> None:

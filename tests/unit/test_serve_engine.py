@@ -191,6 +191,24 @@ def test_a_wrong_query_is_its_own_error(model: Path, change: Any, what: str) -> 
         torch.testing.assert_close(answers[index].unwrap(), plain, rtol=0, atol=1e-5)
 
 
+def test_a_query_that_is_interrupted_is_no_longer_under_way(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = open_engine(model)
+    begun: list[Any] = []
+
+    def interrupt(under_way: Any) -> None:
+        begun.append(under_way)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(engine, "_item_side", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        engine.predict([query(1), query(2)])
+    # Whoever changes tables would wait for it as long as the traceback is there.
+    with pytest.raises(TiermemError, match="over"):
+        _ = begun[0].lookup.version
+
+
 @pytest.mark.parametrize("deprune", [True, False])
 @pytest.mark.parametrize("row_type", [None, "int8_fp16", "int4"])
 def test_pruned_rows_are_zeros(tmp_path: Path, deprune: bool, row_type: str | None) -> None:

@@ -40,12 +40,7 @@ def constant_device() -> dict[str, Any]:
 def engine(**changes: Any) -> ServeConfig:
     """Two user tables and an item table; keys are `part__key`."""
     values: dict[str, Any] = {
-        "tables": [
-            {"name": "user", "count": 2, "rows": 100_000, "columns": 60, "side": "user", "ids_per_list": 10,
-             "exponent": 1.05},
-            {"name": "item", "rows": 1_000, "columns": 60, "side": "item", "ids_per_list": 2,
-             "exponent": 0.9},
-        ],
+        "tables": tables_of(100_000, 10, 1.05),
         "dense": {"dim": 16, "dense_layers": [8], "over_layers": [8]},
         "dense_features": 4,
         "device": {"spec": "nand-pm9a3", "reads_max": 64},
@@ -68,6 +63,15 @@ def engine(**changes: Any) -> ServeConfig:
             place = place.setdefault(part, {})
         place[key] = value
     return ServeConfig.from_mapping(values)
+
+
+def tables_of(rows: int, ids_per_list: int, exponent: float) -> list[dict[str, Any]]:
+    """Two tables of users, and a small one of items."""
+    return [
+        {"name": "user", "count": 2, "rows": rows, "columns": 60, "side": "user",
+         "ids_per_list": ids_per_list, "exponent": exponent},
+        {"name": "item", "rows": 1_000, "columns": 60, "side": "item", "ids_per_list": 2, "exponent": 0.9},
+    ]  # fmt: skip
 
 
 def upper_ns(candidates: int, tables: int) -> int:
@@ -216,13 +220,8 @@ def test_pruned_tables_trade_memory_for_reads() -> None:
 
 
 def test_hedged_reads_cut_the_tail_under_stalls() -> None:
-    tables = [
-        {"name": "user", "count": 2, "rows": 100_000, "columns": 60, "side": "user", "ids_per_list": 60,
-         "exponent": 1.05},
-        {"name": "item", "rows": 1_000, "columns": 60, "side": "item", "ids_per_list": 2, "exponent": 0.9},
-    ]  # fmt: skip
     config = engine(
-        tables=tables,
+        tables=tables_of(100_000, 60, 1.05),
         device__spec="nand-p3700",
         device__replicas=2,
         placement={"user": "uncached"},
@@ -292,13 +291,8 @@ def test_a_device_that_is_hardly_fast_enough_still_has_its_highest_rate(sla_ms: 
 
 
 def test_an_idle_engine_whose_rows_change_does_not_bound_the_rate() -> None:
-    tables = [
-        {"name": "user", "count": 2, "rows": 20_000, "columns": 60, "side": "user", "ids_per_list": 60,
-         "exponent": 0.5},
-        {"name": "item", "rows": 1_000, "columns": 60, "side": "item", "ids_per_list": 2, "exponent": 0.9},
-    ]  # fmt: skip
     config = engine(
-        tables=tables,
+        tables=tables_of(20_000, 60, 0.5),
         device__spec="optane-p5800x",
         placement={"user": "uncached"},
         memory__budget=1_500_000,
